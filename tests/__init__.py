@@ -1,0 +1,1 @@
+"""The proof, and the lab it stands on."""
