@@ -1,0 +1,113 @@
+"""Errors named by who must act, and their way to a CNI error code.
+
+    VpcledgerError
+      TryLater   nobody has to act: ask again (throttle, growth under way, a dependency is down)
+      Full       an operator or EC2 must give room (node full, subnet full)
+      Refused    the caller must change the request or the settings
+      Gone       the thing is no longer there: for a removal that is success
+      Bug        we must act
+
+Each carries a stable reason code from REASONS and a sentence that says what to do. The mapping from
+EC2's codes and from errno is here; retry and back-off policy is not.
+"""
+
+from __future__ import annotations
+
+REASONS: dict[str, str] = {
+    "growing": "No free address yet; EC2 has been asked for more. The runtime's next try will get one.",
+    "cooling": "All free addresses are cooling down after a release; the oldest is usable again soon.",
+    "starting": "The node has not been described yet: instance metadata or EC2 did not answer so far.",
+    "node_full": "Every address this instance type can carry is in use. Use a larger type or fewer pods.",
+    "subnet_full": "The subnet has no free address left. Add subnets or free addresses.",
+    "throttled": "EC2 is throttling the account; the call will be retried after its back-off.",
+    "ec2_denied": "EC2 refused for lack of an IAM permission. Add it to the node's role.",
+    "ec2_error": "EC2 answered with an error; see the api_calls view for its code and text.",
+    "ec2_down": "EC2 could not be reached; it is asked again after a back-off.",
+    "imds_down": "Instance metadata could not be reached; check hop limit and 169.254.169.254.",
+    "kernel_error": "The kernel refused a network change; the text names it. Nothing was left behind.",
+    "netns_missing": "CNI_NETNS could not be opened. The sandbox is gone or the path is wrong.",
+    "ifname_taken": "An interface of that name exists in the sandbox already.",
+    "bad_request": "The request broke the CNI specification; the text says where.",
+    "unknown_container": "No open lease for this container and interface.",
+    "drift": "The kernel differs from what the ledger says; the text names what is missing.",
+    "spool_unreadable": "A spooled deletion could not be read; it was set aside for inspection.",
+    "bad_setting": "A setting's value cannot be used; the text says what could stand there.",
+    "ledger_error": "The ledger could not be written; see the daemon's log and disk space.",
+    "deleted": "The runtime deleted the sandbox.",
+    "deleted_late": "A deletion spooled while the daemon was away was taken in.",
+    "gc": "The runtime's GC did not name the attachment and no live sandbox contradicted it.",
+    "setup_failed": "The sandbox could not be wired; its address was given back.",
+    "gave_up_waiting": "The sandbox was deleted while it waited for an address.",
+    "reboot": "The node was rebooted; the sandbox did not survive it.",
+    "swept": "The sandbox was gone though no deletion arrived; two sources agreed.",
+}
+"""Every reason code with its sentence; documented in deploy/docs/reasons.md, held there by a test."""
+
+
+class VpcledgerError(Exception):
+    """An error with a stable reason code, a sentence and optional detail."""
+
+    cni_code = 999
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        if reason not in REASONS:
+            raise KeyError(reason)
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail or REASONS[reason]}")
+
+
+class TryLater(VpcledgerError):
+    """Ask again; nothing has to change (CNI code 11)."""
+
+    cni_code = 11
+
+
+class Full(VpcledgerError):
+    """No room until somebody makes some (CNI code 11: retrying is what a runtime can do)."""
+
+    cni_code = 11
+
+
+class Refused(VpcledgerError):
+    """The request or a setting must change (CNI code 7, or the caller's more exact one)."""
+
+    cni_code = 7
+
+
+class Gone(VpcledgerError):
+    """The thing is not there any more (CNI code 3)."""
+
+    cni_code = 3
+
+
+class Bug(VpcledgerError):
+    """Ours to mend (CNI code 999)."""
+
+
+_FULL = {
+    "InsufficientFreeAddressesInSubnet": "subnet_full",
+    "InsufficientCidrBlocks": "subnet_full",
+    "PrivateIpAddressLimitExceeded": "node_full",
+    "AttachmentLimitExceeded": "node_full",
+}
+_THROTTLED = {"RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled"}
+_DENIED = {"UnauthorizedOperation", "AccessDenied", "AuthFailure", "OptInRequired"}
+_SUBNET_FULL_TEXT = "There aren't sufficient free Ipv4 addresses or prefixes"
+
+
+def from_ec2(code: str, text: str) -> VpcledgerError:
+    """The error for an EC2 error code and text (both count: a full subnet hides in InvalidParameterValue)."""
+    if code in _FULL:
+        return Full(_FULL[code], text)
+    if code == "InvalidParameterValue" and _SUBNET_FULL_TEXT.lower() in text.lower():
+        return Full("subnet_full", text)
+    if code in _THROTTLED:
+        return TryLater("throttled", text)
+    if code in _DENIED:
+        return Refused("ec2_denied", text)
+    if code.endswith(".NotFound"):
+        return Gone("ec2_error", f"{code}: {text}")
+    if code in {"EndpointConnectionError", "ReadTimeout", "ConnectTimeout", "ConnectionClosed"}:
+        return TryLater("ec2_down", text)
+    return TryLater("ec2_error", f"{code}: {text}")

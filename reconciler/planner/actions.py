@@ -1,0 +1,147 @@
+"""The closed set of verbs a plan may contain, and the plan itself.
+
+Kernel verbs are `Put` and `Remove` of a model noun; each is idempotent: already there and already
+gone are success. Cloud verbs name one EC2 mutation each. Whoever decides on or carries out an action
+lives elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ledger import model
+
+Lane = Literal["pod", "warm", "tidy"]
+"""Who waits for a cloud call: a pod, the warm pool, or nobody (housekeeping). Served in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Make the kernel object so."""
+
+    thing: model.KernelObject
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Unmake the kernel object."""
+
+    thing: model.KernelObject
+
+
+@dataclass(frozen=True, slots=True)
+class CreateEni:
+    """EC2 CreateNetworkInterface with `secondaries` automatic secondary IPv4 addresses.
+
+    The ClientToken is the intent's token (made by who records the intent, never by the planner).
+    """
+
+    subnet_id: str
+    security_groups: tuple[str, ...]
+    description: str
+    secondaries: int
+    tags: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AttachEni:
+    """EC2 AttachNetworkInterface."""
+
+    eni_id: str
+    instance_id: str
+    device: int
+    card: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SetDeleteOnTermination:
+    """EC2 ModifyNetworkInterfaceAttribute: the attachment dies with the instance."""
+
+    eni_id: str
+    attachment_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AssignAddresses:
+    """EC2 AssignPrivateIpAddresses: `count` automatic secondaries."""
+
+    eni_id: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnassignAddresses:
+    """EC2 UnassignPrivateIpAddresses of exactly these secondaries."""
+
+    eni_id: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DetachEni:
+    """EC2 DetachNetworkInterface."""
+
+    eni_id: str
+    attachment_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteEni:
+    """EC2 DeleteNetworkInterface; not found is success."""
+
+    eni_id: str
+
+
+KernelAction = Put | Remove
+CloudAction = (
+    CreateEni
+    | AttachEni
+    | SetDeleteOnTermination
+    | AssignAddresses
+    | UnassignAddresses
+    | DetachEni
+    | DeleteEni
+)
+Action = KernelAction | CloudAction
+
+
+@dataclass(frozen=True, slots=True)
+class CloudStep:
+    """A cloud action with the lane it is served in and the cause that the api_calls row will carry."""
+
+    action: CloudAction
+    lane: Lane
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why the plan did or did not do something: a stable code and a sentence."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, in order, and why."""
+
+    kernel: tuple[KernelAction, ...] = ()
+    cloud: tuple[CloudStep, ...] = ()
+    notes: tuple[Note, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one action. `error` is empty on success, else a code ('EEXIST', 'RequestLimitExceeded').
+
+    `unknown` means the call may or may not have been carried out (a lost reply): never retry blindly.
+    `result` is the reply's part that the ledger records (see the provider's docstring).
+    """
+
+    action: Action
+    error: str = ""
+    text: str = ""
+    unknown: bool = False
+    result: dict[str, object] = field(default_factory=dict)

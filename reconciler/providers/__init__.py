@@ -1,0 +1,1 @@
+"""The providers: thin hands with observe() and apply(); none knows another, and none knows the ledger."""

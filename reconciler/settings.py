@@ -1,0 +1,260 @@
+"""Every knob in one frozen value, each with its paragraph; upstream's variable names and parsing.
+
+`load(environ)` returns the settings and one `Reading` per knob: what was given, what it became and
+why. A value that upstream would silently replace by its default is replaced here too, but the reading
+says so and becomes a row of the ledger's settings table; a value upstream's entry point refuses is
+refused with a sentence. Behaviour that depends on a knob does not belong here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from reconciler import errors
+
+
+class Invalid(ValueError):
+    """The text cannot be this knob's value; the message says what could."""
+
+
+def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Base-10 integers of upstream's families I1 and I2 within bounds."""
+
+    def parse(text: str) -> int:
+        bounds = f"a whole number of at least {least}" + (f" and at most {most}" if most else "")
+        try:
+            value = int(text, 10)
+        except ValueError:
+            raise Invalid(bounds) from None
+        if value < least or (most is not None and value > most):
+            raise Invalid(bounds)
+        return value
+
+    return parse
+
+
+def _seconds_as_ms(text: str) -> int:
+    return _integer(0)(text) * 1000
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _prefix(text: str) -> str:
+    if not text or len(text) > 4 or text in {"eth", "lo", "vlan"} or "/" in text:
+        raise Invalid("one to four characters other than eth, lo and vlan")
+    return text
+
+
+def _tags(text: str) -> tuple[tuple[str, str], ...]:
+    """A JSON object of strings; keys of the CNI's own name space are dropped, as upstream does."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise Invalid('a JSON object of strings, such as {"team": "net"}') from None
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise Invalid('a JSON object of strings, such as {"team": "net"}')
+    return tuple(sorted((k, v) for k, v in value.items() if "k8s.amazonaws.com" not in k))
+
+
+def _level(text: str) -> str:
+    level = text.lower()
+    if level not in {"debug", "info", "warn", "error", "fatal"}:
+        raise Invalid("debug, info, warn, error or fatal")
+    return level
+
+
+def knob(env: str, default: Any, parse: Callable[[str], Any], *, strict: bool = False) -> Any:
+    """A field read from `env`; strict ones stop the start when they are bad (upstream's entry does)."""
+    return field(default=default, metadata={"env": env, "parse": parse, "strict": strict})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one start. The string under each field is its documentation."""
+
+    warm_eni_target: int = knob("WARM_ENI_TARGET", 1, _integer(0))
+    """How many whole interfaces' worth of free addresses to keep. Used only while WARM_IP_TARGET and
+    MINIMUM_IP_TARGET are both 0. 0 grows only when nothing is free."""
+
+    warm_ip_target: int = knob("WARM_IP_TARGET", 0, _integer(0))
+    """How many free addresses to keep; above 0 it replaces WARM_ENI_TARGET. 0 leaves it undefined."""
+
+    minimum_ip_target: int = knob("MINIMUM_IP_TARGET", 0, _integer(0))
+    """How many addresses to hold in all, leased or free; above 0 it replaces WARM_ENI_TARGET."""
+
+    max_eni: int | None = knob("MAX_ENI", None, _integer(1))
+    """The most interfaces to use; the instance type's limit holds in any case. Unset means no limit of
+    its own."""
+
+    ip_cooldown_ms: int = knob("IP_COOLDOWN_PERIOD", 30_000, _seconds_as_ms, strict=True)
+    """Seconds a released address rests before another pod may have it, so that late packets and stale
+    neighbour entries of its last holder die first."""
+
+    eni_mtu: int = knob("AWS_VPC_ENI_MTU", 9001, _integer(576, 9001), strict=True)
+    """MTU in bytes of the interfaces, 576 to 9001."""
+
+    pod_mtu: int = knob("POD_MTU", 0, _integer(576, 9001), strict=True)
+    """MTU in bytes of the pods' links; unset means that of the interfaces."""
+
+    veth_prefix: str = knob("AWS_VPC_K8S_CNI_VETHPREFIX", "eni", _prefix, strict=True)
+    """First letters of the host end of a pod's veth pair; at most four."""
+
+    cluster_name: str = knob("CLUSTER_NAME", "", _text)
+    """The cluster's name, written as a tag on the interfaces we make."""
+
+    additional_eni_tags: tuple[tuple[str, str], ...] = knob("ADDITIONAL_ENI_TAGS", (), _tags)
+    """More tags for the interfaces we make, as a JSON object. Keys with k8s.amazonaws.com are dropped."""
+
+    node_name: str = knob("MY_NODE_NAME", "", _text)
+    """The Kubernetes node's name, carried in logs."""
+
+    ec2_endpoint: str = knob("AWS_EC2_ENDPOINT", "", _text)
+    """URL of the EC2 API; empty means AWS's own for the region."""
+
+    imds_endpoint: str = knob(
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254", _text
+    )
+    """URL of the instance metadata service; a path prefix is allowed."""
+
+    http_timeout_s: int = knob("HTTP_TIMEOUT", 10, _integer(10))
+    """Seconds one HTTP request to EC2 may take, at least 10."""
+
+    log_level: str = knob("AWS_VPC_K8S_CNI_LOGLEVEL", "debug", _level)
+    """Least level of the daemon's log lines: debug, info, warn, error or fatal."""
+
+    log_file: str = knob(
+        "AWS_VPC_K8S_CNI_LOG_FILE", "/host/var/log/aws-routed-eni/ipamd.log", _text
+    )
+    """Where the daemon writes its JSON log lines: a path, `stdout` or `stderr`."""
+
+    plugin_log_file: str = knob(
+        "AWS_VPC_K8S_PLUGIN_LOG_FILE", "/var/log/aws-routed-eni/plugin.log", _text
+    )
+    """Written into the conflist as upstream does. The launcher itself writes no log: each request is a
+    row of the ledger."""
+
+    plugin_log_level: str = knob("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", "Debug", _text)
+    """Written into the conflist as upstream does."""
+
+    cni_bin_dir: str = knob("HOST_CNI_BIN_PATH", "/host/opt/cni/bin", _text)
+    """Folder of the host's CNI executables, where `vpcledger install` puts the launcher `aws-cni`."""
+
+    cni_conf_dir: str = knob("HOST_CNI_CONFDIR_PATH", "/host/etc/cni/net.d", _text)
+    """Folder of the host's CNI configuration, where 10-aws.conflist appears once pods can be served."""
+
+    state_dir: str = knob("VPCLEDGER_STATE_DIR", "/var/lib/vpcledger", _text)
+    """Folder of the ledger (ledger.db), its copies and the spool of deletions; it must survive reboots."""
+
+    run_dir: str = knob("VPCLEDGER_RUN_DIR", "/var/run/aws-node", _text)
+    """Folder of the socket vpcledger.sock that the launcher calls."""
+
+    uid: int = knob("VPCLEDGER_UID", 65532, _integer(0), strict=True)
+    """User the daemon becomes after its start as root; it keeps CAP_NET_ADMIN and nothing else. 0 keeps
+    the user and still drops all other capabilities."""
+
+    boot_id_path: str = knob(
+        "VPCLEDGER_BOOT_ID_PATH", "/proc/sys/kernel/random/boot_id", _text
+    )
+    """File whose content changes with every boot."""
+
+    add_wait_ms: int = knob("VPCLEDGER_ADD_WAIT", 5_000, _seconds_as_ms)
+    """Seconds an ADD that finds no address is held while EC2 is asked for more, before it is answered
+    with error 11 and its reason. 0 answers at once."""
+
+    kernel_interval_s: int = knob("VPCLEDGER_KERNEL_INTERVAL", 30, _integer(1))
+    """Seconds between two full comparisons with the kernel. Changes the kernel reports are looked at at
+    once."""
+
+    cloud_interval_s: int = knob("VPCLEDGER_CLOUD_INTERVAL", 60, _integer(1))
+    """Seconds between two looks at the warm pool when nothing happens. A pod that waits, a pod added or
+    deleted are looked at at once."""
+
+    @property
+    def ledger_path(self) -> str:
+        """The ledger's file."""
+        return f"{self.state_dir}/ledger.db"
+
+    @property
+    def spool_dir(self) -> str:
+        """Where the launcher leaves deletions while the daemon is away."""
+        return f"{self.state_dir}/spool"
+
+    @property
+    def socket_path(self) -> str:
+        """The daemon's socket."""
+        return f"{self.run_dir}/vpcledger.sock"
+
+    @property
+    def conflist_path(self) -> str:
+        """Where the runtime looks for our network configuration."""
+        return f"{self.cni_conf_dir}/10-aws.conflist"
+
+    @property
+    def mtu(self) -> int:
+        """MTU in bytes of a pod's link."""
+        return self.pod_mtu or self.eni_mtu
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How one knob got its value; a row of the ledger's settings table."""
+
+    name: str
+    raw: str | None
+    value: str
+    source: Literal["environment", "default", "invalid"]
+
+
+def knobs() -> tuple[dataclasses.Field[Any], ...]:
+    """The fields that are read from the environment, in order."""
+    return tuple(f for f in dataclasses.fields(Settings) if "env" in f.metadata)
+
+
+def load(environ: Mapping[str, str]) -> tuple[Settings, tuple[Reading, ...]]:
+    """Read all knobs. Set but empty counts as unset; Refused names the first bad strict knob."""
+    values: dict[str, Any] = {}
+    readings: list[Reading] = []
+    for each in knobs():
+        name, raw = each.metadata["env"], environ.get(each.metadata["env"])
+        source: Literal["environment", "default", "invalid"] = "default"
+        value = each.default
+        if raw:
+            try:
+                value, source = each.metadata["parse"](raw), "environment"
+            except Invalid as bad:
+                if each.metadata["strict"]:
+                    raise errors.Refused(
+                        "bad_setting", f"{name}={raw!r} is not {bad}; correct it and start again"
+                    ) from None
+                source = "invalid"
+        values[each.name] = value
+        readings.append(Reading(name, raw, str(value), source))
+    return Settings(**values), tuple(readings)
+
+
+def paragraphs() -> dict[str, str]:
+    """The documentation under each knob, by variable name (read from this file's source)."""
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(Settings)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    environment = {each.name: each.metadata["env"] for each in knobs()}
+    found: dict[str, str] = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and statement.target.id in environment
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            words = " ".join(str(following.value.value).split())
+            found[environment[statement.target.id]] = words
+    return found
