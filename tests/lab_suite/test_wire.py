@@ -63,7 +63,10 @@ def draw(shape: Shape, rng: random.Random, depth: int = 0) -> Any:
             least, most = shape.metadata.get("min", -(2**31)), shape.metadata.get("max", 2**31 - 1)
             return rng.randint(least, max(most, least))
         case "float" | "double":
-            return rng.choice((0.0, 1.5, -2.25, 1e-9, 0.1, 1e300))
+            least, most = shape.metadata.get("min", -1e300), shape.metadata.get("max", 1e300)
+            return rng.choice(
+                [x for x in (0.0, 1.5, -2.25, 1e-9, 0.1, 1e300) if least <= x <= most]
+            )
         case "timestamp":
             moment = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
             return moment + dt.timedelta(milliseconds=rng.randrange(10**11))
