@@ -1,0 +1,211 @@
+"""The whole story on one screen: observe, plan, carry out, record. The only caller of a provider's apply.
+
+Two lanes tick here, each in a thread of its own so that slow EC2 never delays the kernel. Outside is
+observed first and the ledger read second; an EC2 mutation is a committed intent before it is sent and
+a committed outcome after; nothing outside is touched while a transaction is open. What to do is the
+planner's business, what a pod's request means is verbs'.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ledger import database, model, reads, writes
+from reconciler import record
+from reconciler import settings as knobs
+from reconciler.planner import actions, wiring
+from reconciler.planner import plan as planner
+from reconciler.providers import kernel as kernel_provider
+
+log = logging.getLogger(__name__)
+
+STEPS_PER_TICK = 32
+"""A tick ends after so many EC2 mutations; the next one goes on where it stopped."""
+LOOK_IS_FRESH_MS = 60_000
+"""How old a look at EC2 may be and still allow something to be given back."""
+
+
+class CloudDoor(Protocol):
+    """What the loop asks of the child process that holds the ec2 and imds providers."""
+
+    def identify(self) -> model.Node | model.Unknown:
+        """Who this machine is."""
+
+    def observe(self) -> model.ObservedCloud | model.Unknown:
+        """What EC2 shows of this instance's interfaces."""
+
+    def apply(self, action: actions.CloudAction, token: str) -> record.CloudOutcome:
+        """Carry out one mutation."""
+
+
+class Loop:
+    """Converges one node. `engine` runs a function on the thread that serves the runtime's calls."""
+
+    def __init__(
+        self,
+        ledger: database.Ledger,
+        kernel: kernel_provider.Kernel,
+        cloud: CloudDoor,
+        settings: knobs.Settings,
+        clock: Callable[[], int],
+    ) -> None:
+        self.ledger, self.kernel, self.cloud = ledger, kernel, cloud
+        self.settings, self.clock = settings, clock
+        self.engine: Callable[[Callable[[], None]], None] = lambda job: job()
+        self.capacity_changed: Callable[[], None] = lambda: None
+        self._seen: model.ObservedCloud | model.Unknown = model.Unknown("not asked yet", 0)
+        self._look_wanted = True
+
+    # ----------------------------------------------------------------------- kernel
+
+    def tick_kernel(self) -> actions.Plan:
+        """One comparison with the kernel; what differs is mended between two requests of the runtime."""
+        observed = self.kernel.observe()
+        plan = self._plan_kernel(observed)
+        if plan.kernel:
+            self.engine(lambda: self._mend(observed))
+        elif isinstance(observed, model.ObservedKernel):
+            self._publish_enis(observed)
+        if isinstance(observed, model.ObservedKernel):
+            with self.ledger.write() as tx:
+                writes.close_finding(tx, "kernel_unreadable", "", self.clock())
+        else:
+            with self.ledger.write() as tx:
+                writes.open_finding(tx, "kernel_unreadable", "", observed.why, self.clock())
+        return plan
+
+    def _plan_kernel(self, observed: model.ObservedKernel | model.Unknown) -> actions.Plan:
+        now = self.clock()
+        with self.ledger.read() as tx:
+            desired = reads.desired(tx, now)
+        seen = model.Observed(model.Unknown("the kernel's lane", now), observed)
+        return planner.plan(desired, seen, self.settings, now)
+
+    def _mend(self, observed: model.ObservedKernel | model.Unknown) -> None:
+        """Runs on the engine thread: no ADD or DEL can come between this plan and its effect, so an old
+        look cannot take away what a new pod was just given."""
+        plan = self._plan_kernel(observed)
+        outcomes = self.carry_out(plan.kernel)
+        with self.ledger.write() as tx:
+            record.kernel(tx, outcomes, self.clock())
+        if isinstance(observed, model.ObservedKernel) and not any(o.error for o in outcomes):
+            self._publish_enis(observed)
+
+    def _publish_enis(self, observed: model.ObservedKernel) -> None:
+        """An interface is given to pods only once it is wired (never before: upstream's W4)."""
+        now = self.clock()
+        with self.ledger.read() as tx:
+            desired = reads.desired(tx, now)
+        links = planner.eni_links(desired, observed)
+        fresh = [e for e in desired.enis if e.eni_id in links and e.state != "usable"]
+        if not fresh:
+            return
+        with self.ledger.write(durable=True) as tx:
+            for eni in fresh:
+                things = wiring.eni(eni, links[eni.eni_id].name, self.settings)
+                writes.plan_installed(tx, "eni", eni.eni_id, things, now)
+                writes.mark_installed(tx, "eni", eni.eni_id, now)
+                writes.eni_state(tx, eni.eni_id, "usable", now)
+        self.capacity_changed()
+
+    def carry_out(
+        self,
+        steps: Sequence[actions.KernelAction],
+        pod: kernel_provider.PodHandle | None = None,
+    ) -> list[actions.Outcome]:
+        """Apply kernel actions; each has its outcome, in order."""
+        assert not self.ledger.in_transaction(), "nothing outside is touched in a transaction"
+        return self.kernel.apply(steps, pod) if steps else []
+
+    # ----------------------------------------------------------------------- cloud
+
+    def tick_cloud(self) -> actions.Plan:
+        """One round with EC2: who are we, what is in doubt, what does the pool want."""
+        plan = actions.Plan()
+        if not self._identified():
+            return plan
+        self._settle_unknown()
+        if self._look_wanted:
+            self._look()
+        for _ in range(STEPS_PER_TICK):
+            plan = self._plan_cloud()
+            if not plan.cloud and record.wants_a_look(plan) and self._look():
+                plan = self._plan_cloud()
+            if not plan.cloud or not self.carry_out_cloud(plan.cloud[0]):
+                break
+        return plan
+
+    def _identified(self) -> bool:
+        with self.ledger.read() as tx:
+            if reads.node(tx) is not None and not isinstance(self._seen, model.Unknown):
+                return True
+        node = self.cloud.identify()
+        now = self.clock()
+        with self.ledger.write() as tx:
+            if isinstance(node, model.Unknown):
+                writes.open_finding(tx, "imds_down", "", node.why, now)
+                return reads.node(tx) is not None
+            writes.close_finding(tx, "imds_down", "", now)
+            writes.record_node(tx, node, now)
+        return True
+
+    def _look(self) -> bool:
+        """Ask EC2; remember the answer, adopt what is new, mark what is missing. False if it is down."""
+        seen = self.cloud.observe()
+        now = self.clock()
+        with self.ledger.write(durable=True) as tx:
+            record.look(tx, seen, now)
+            if isinstance(seen, model.Unknown):
+                writes.open_finding(tx, "ec2_down", "", seen.why, now)
+                return False
+            writes.close_finding(tx, "ec2_down", "", now)
+            node = reads.node(tx)
+            assert node is not None
+            changed = writes.adopt(tx, seen, node, now)
+        self._seen, self._look_wanted = seen, False
+        if changed:
+            self.capacity_changed()
+        return True
+
+    def _plan_cloud(self) -> actions.Plan:
+        now = self.clock()
+        with self.ledger.read() as tx:
+            desired = reads.desired(tx, now)
+        seen = self._seen
+        if isinstance(seen, model.ObservedCloud) and now - seen.at > LOOK_IS_FRESH_MS:
+            seen = model.Unknown("the last look at EC2 is too old to give anything back", seen.at)
+        observed = model.Observed(seen, model.Unknown("the cloud's lane", now))
+        return planner.plan(desired, observed, self.settings, now)
+
+    def carry_out_cloud(self, step: actions.CloudStep) -> bool:
+        """Intent, call, outcome; True if the call did what it should."""
+        with self.ledger.write(durable=True) as tx:
+            intent = record.intend(tx, step, self.clock())
+        return self._send(intent, step)
+
+    def _send(self, intent: model.Intent, step: actions.CloudStep) -> bool:
+        assert not self.ledger.in_transaction(), "nothing outside is touched in a transaction"
+        outcome = self.cloud.apply(step.action, intent.token)
+        with self.ledger.write(durable=True) as tx:
+            record.cloud(tx, intent, step, outcome, self.clock())
+        if outcome.outcome.unknown:
+            self._look_wanted = True
+        elif not outcome.outcome.error:
+            self.capacity_changed()
+        return not outcome.outcome.unknown and not outcome.outcome.error
+
+    def _settle_unknown(self) -> None:
+        """A call whose reply was lost: repeat it where a token makes that safe, else look and compare."""
+        with self.ledger.read() as tx:
+            doubtful = reads.unknown_intents(tx)
+        if not doubtful:
+            return
+        for intent in doubtful:
+            again = record.repeatable(intent)
+            if again is not None:
+                self._send(intent, again)
+        if self._look():
+            with self.ledger.write(durable=True) as tx:
+                record.settle(tx, self._seen, self.clock())

@@ -1,0 +1,87 @@
+"""Compose one plan from what should be and what is: `plan(desired, observed, ...)`, and nothing else.
+
+Kernel objects that should be there come from the interfaces' rows (wiring.eni) and from the installed
+rows of open leases; the cloud's part comes from pool. A side that is Unknown is never removed from.
+How a route looks or how many addresses a node wants does not belong here.
+"""
+
+from __future__ import annotations
+
+from ledger import model
+from reconciler import settings as knobs
+from reconciler.planner import actions, limits, pool, wiring
+
+WIRED = frozenset({"attaching", "attached", "usable"})
+
+
+def plan(
+    desired: model.Desired,
+    observed: model.Observed,
+    settings: knobs.Settings,
+    now: int,
+) -> actions.Plan:
+    """What to do now, in order, and why; equal arguments give equal plans."""
+    kernel, kernel_notes = _kernel(desired, observed.kernel, settings)
+    cloud, cloud_notes = _cloud(desired, observed.cloud, settings, now)
+    return actions.Plan(kernel, cloud, kernel_notes + cloud_notes)
+
+
+def eni_links(desired: model.Desired, observed: model.ObservedKernel) -> dict[str, model.Link]:
+    """The link of each interface that should be wired, found by MAC (by interface id)."""
+    by_mac = {link.mac: link for link in observed.links if link.kind != "veth" and link.mac}
+    return {
+        eni.eni_id: by_mac[eni.mac]
+        for eni in desired.enis
+        if eni.managed and eni.state in WIRED and eni.mac in by_mac
+    }
+
+
+def _kernel(
+    desired: model.Desired, observed: model.ObservedKernel | model.Unknown, settings: knobs.Settings
+) -> tuple[tuple[actions.KernelAction, ...], tuple[actions.Note, ...]]:
+    if isinstance(observed, model.Unknown):
+        return (), (actions.Note("kernel_unknown", observed.why),)
+    notes: list[actions.Note] = []
+    wanted: list[model.KernelObject] = []
+    links = eni_links(desired, observed)
+    for eni in desired.enis:
+        if eni.managed and eni.state in WIRED:
+            if eni.eni_id in links:
+                wanted += wiring.eni(eni, links[eni.eni_id].name, settings)
+            else:
+                notes.append(actions.Note("eni_not_seen", f"{eni.eni_id} has no link with {eni.mac}"))
+    present = {link.name for link in observed.links}
+    for row in desired.installed:
+        if row.owner_kind != "lease" or row.state == "removing":
+            continue
+        name = _link_of(row.thing)
+        if name is None or name in present:
+            wanted.append(row.thing)
+        elif isinstance(row.thing, model.Link):
+            notes.append(actions.Note("pod_link_gone", f"{name}, lease {row.owner}: sandbox is gone"))
+    named = tuple(row.thing for row in desired.installed)
+    return wiring.diff(tuple(wanted), observed, named), tuple(notes)
+
+
+def _link_of(thing: model.KernelObject) -> str | None:
+    """The host link a thing cannot be without (only the launcher's call can make a pod's link)."""
+    if isinstance(thing, model.Link):
+        return thing.name
+    if isinstance(thing, model.Route | model.InterfaceAddress | model.Neighbour):
+        return thing.link
+    return None
+
+
+def _cloud(
+    desired: model.Desired,
+    observed: model.ObservedCloud | model.Unknown,
+    settings: knobs.Settings,
+    now: int,
+) -> tuple[tuple[actions.CloudStep, ...], tuple[actions.Note, ...]]:
+    if desired.node is None:
+        return (), (actions.Note("starting", "the node has not been described yet"),)
+    limit = limits.lookup(desired.node.instance_type)
+    if limit is None:
+        text = f"{desired.node.instance_type} is not in the table of instance types"
+        return (), (actions.Note("type_unknown", text),)
+    return pool.cloud_steps(desired, observed, settings, limit, now)

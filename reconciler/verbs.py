@@ -1,0 +1,381 @@
+"""ADD, DEL, CHECK, GC and STATUS as transactions plus a one-pod plan.
+
+Everything here runs on the server's engine thread, one call after the other, so no two calls race for
+an address; the schema's unique indexes would refuse them if they did. Each call leaves a row in
+cni_requests with its reason code. An ADD that finds no address keeps its row `waiting`, rings the
+cloud's lane and is answered when an address came or its time is up. How frames travel and how many
+addresses the node should hold do not belong here.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cni import result, spec, wire
+from ledger import database, model, reads, writes
+from reconciler import errors, refusals, server
+from reconciler import loop as loops
+from reconciler import settings as knobs
+from reconciler.planner import actions, wiring
+from reconciler.providers import kernel as kernel_provider
+
+
+@dataclass(slots=True)
+class Job:
+    """One call on its way: what was asked, since when, and what it led to."""
+
+    call: server.Call
+    asked: spec.Invocation
+    began_at: int
+    lease: model.Lease | None = None
+    waits_until: int = 0
+    waits_for: int | None = None
+
+    @property
+    def pod(self) -> kernel_provider.PodHandle | None:
+        """The pod's namespace and netlink socket, if the launcher could hand them over."""
+        if self.call.netns_fd is None or self.call.netlink_fd is None:
+            return None
+        return kernel_provider.PodHandle(self.call.netns_fd, self.call.netlink_fd)
+
+
+@dataclass(slots=True)
+class Verbs:
+    """The runtime's five verbs over one ledger and one kernel."""
+
+    ledger: database.Ledger
+    loop: loops.Loop
+    settings: knobs.Settings
+    boot_id: str
+    clock: Callable[[], int]
+    ring_cloud: Callable[[], None]
+    wake_at: Callable[[int], None]
+    """Have `retry_waiting` run at this time (ms)."""
+    waiting: dict[int, Job] = field(default_factory=dict)
+
+    def handle(self, calls: list[server.Call]) -> None:
+        """Serve whatever is ready, in order of arrival."""
+        for call in calls:
+            self.serve(call)
+
+    def serve(self, call: server.Call) -> None:
+        """One call: parse, carry out, answer; any error becomes a CNI error and a row."""
+        began_at, request = self.clock(), call.request
+        try:
+            asked = spec.parse(request.env, request.stdin)
+        except spec.CniError as refused:
+            self._refuse_unread(call, refused, began_at)
+            return
+        job = Job(call, asked, began_at)
+        verb = {
+            "ADD": self.add,
+            "DEL": self.delete,
+            "CHECK": self.check,
+            "GC": self.collect,
+            "STATUS": self.status,
+            "VERSION": self.version,
+        }[asked.verb]
+        self._guarded(job, verb)
+
+    def _guarded(self, job: Job, verb: Callable[[Job], None]) -> None:
+        try:
+            verb(job)
+        except errors.VpcledgerError as refused:
+            self.refuse(job, refused)
+        except sqlite3.Error as failed:
+            self.refuse(job, errors.TryLater("ledger_error", str(failed)))
+
+    # ------------------------------------------------------------------ ADD
+
+    def add(self, job: Job) -> None:
+        """Claim an address, write what the kernel shall hold, make it so, say so."""
+        if job.pod is None:
+            code = job.call.request.netns_errno
+            why = os.strerror(code) if code else "the launcher handed over no namespace"
+            raise errors.Refused("netns_missing", f"{job.asked.netns}: {why}")
+        asked, now = job.asked, self.clock()
+        namespace, name = asked.pod
+        with self.ledger.write() as tx:
+            lease = writes.claim(
+                tx,
+                container_id=asked.container_id,
+                ifname=asked.ifname,
+                network=asked.config.name,
+                netns=asked.netns,
+                pod_namespace=namespace,
+                pod_name=name,
+                pod_uid=asked.pod_uid,
+                boot_id=self.boot_id,
+                host_ifname=self._host_ifname(asked),
+                host_mac=random_mac(),
+                now=now,
+            )
+            job.lease = lease
+            if lease.address is None:
+                wired = None
+            else:
+                wired = self._wiring(tx, lease)
+                writes.plan_installed(tx, "lease", str(lease.id), wired.host, now)
+        if wired is None:
+            self._wait(job)
+        else:
+            self._wire(job, wired)
+
+    def _wire(self, job: Job, wired: wiring.PodWiring) -> None:
+        lease = job.lease
+        assert lease is not None
+        steps = [actions.Put(thing) for thing in (*wired.host, *wired.pod)]
+        outcomes = self.loop.carry_out(steps, job.pod)
+        failed = [outcome for outcome in outcomes if outcome.error]
+        now = self.clock()
+        if failed:
+            undone = self.loop.carry_out([actions.Remove(thing) for thing in reversed(wired.host)])
+            with self.ledger.write() as tx:
+                if any(outcome.error for outcome in undone):
+                    writes.mark_removing(tx, "lease", str(lease.id), now)
+                else:
+                    writes.forget_installed(tx, "lease", str(lease.id), now)
+                writes.end(tx, lease.id, "setup_failed", now, self.settings.ip_cooldown_ms)
+            first = failed[0]
+            reason = "ifname_taken" if _is_ifname_taken(first) else "kernel_error"
+            raise errors.TryLater(reason, f"{first.error}: {first.text}")
+        answer = result.render(pod_result(lease, wired), job.asked.config.cni_version)
+        with self.ledger.write() as tx:
+            writes.activate(tx, lease.id, now)
+            writes.mark_installed(tx, "lease", str(lease.id), now)
+            self._record(tx, job, 0, "", "")
+        sysctls = tuple(wire.Sysctl(s.where, s.path, s.value) for s in wired.sysctls)
+        job.call.answer(wire.Reply(0, answer, sysctls))
+        self.ring_cloud()
+
+    def _wait(self, job: Job) -> None:
+        """No address: say why, ask for more, and hold the call for a while."""
+        with self.ledger.read() as tx:
+            why = refusals.no_address(tx, self.settings, self.clock())
+        self.ring_cloud()
+        if job.waits_until == 0:
+            job.waits_until = job.began_at + (self.settings.add_wait_ms if why.may_come else 0)
+        if self.clock() >= job.waits_until:
+            raise why.error
+        assert job.lease is not None
+        self.waiting[job.lease.id] = job
+        self.wake_at(job.waits_until)
+
+    def retry_waiting(self) -> None:
+        """Serve the held calls again, oldest first: capacity changed or somebody's time is up."""
+        held, self.waiting = self.waiting, {}
+        for job in held.values():
+            if self._still_waiting(job):
+                self._guarded(job, self.add)
+
+    def _still_waiting(self, job: Job) -> bool:
+        with self.ledger.read() as tx:
+            lease = reads.open_lease(tx, job.asked.container_id, job.asked.ifname)
+        if lease is not None:
+            return True
+        self.refuse(job, errors.TryLater("gave_up_waiting", ""))
+        return False
+
+    # ------------------------------------------------------------------ DEL
+
+    def delete(self, job: Job) -> None:
+        """Unmake, then forget; a sandbox nobody knows is success (CNI specification, section DEL)."""
+        asked, now = job.asked, self.clock()
+        with self.ledger.write() as tx:
+            lease = reads.open_lease(tx, asked.container_id, asked.ifname)
+            if lease is None:
+                writes.note_late_delete(tx, asked.container_id, asked.ifname, now)
+                self._record(tx, job, 0, "unknown_container", "")
+            else:
+                writes.mark_removing(tx, "lease", str(lease.id), now)
+        if lease is not None:
+            job.lease = lease
+            self.end_lease(lease, "deleted" if lease.address else "gave_up_waiting", job)
+        job.call.answer(wire.Reply())
+        if lease is not None:
+            self.retry_waiting()
+            self.ring_cloud()
+
+    def end_lease(self, lease: model.Lease, reason: str, job: Job | None = None) -> None:
+        """Remove what was installed for a lease, then end it; TryLater keeps it open and removing."""
+        with self.ledger.read() as tx:
+            rows = reads.installed_for(tx, "lease", str(lease.id))
+        outcomes = self.loop.carry_out([actions.Remove(row.thing) for row in reversed(rows)])
+        failed = [outcome for outcome in outcomes if outcome.error]
+        if failed:
+            raise errors.TryLater("kernel_error", f"{failed[0].error}: {failed[0].text}")
+        now = self.clock()
+        with self.ledger.write() as tx:
+            writes.forget_installed(tx, "lease", str(lease.id), now)
+            writes.end(tx, lease.id, reason, now, self.settings.ip_cooldown_ms)
+            if job is not None:
+                self._record(tx, job, 0, reason, "")
+
+    # ------------------------------------------------------------------ CHECK, GC, STATUS, VERSION
+
+    def check(self, job: Job) -> None:
+        """The one-pod diff is empty, or an error names what is missing (section CHECK)."""
+        asked = job.asked
+        with self.ledger.read() as tx:
+            lease = reads.open_lease(tx, asked.container_id, asked.ifname)
+            job.lease = lease
+            if lease is None or lease.address is None or lease.state not in {"active", "in_doubt"}:
+                raise errors.Gone("unknown_container", f"{asked.container_id} {asked.ifname}")
+            wired = self._wiring(tx, lease)
+        if job.pod is None:
+            raise errors.Refused("netns_missing", asked.netns)
+        missing = wiring.compare(wired.host, self.loop.kernel.observe())
+        missing += wiring.compare(wired.pod, self.loop.kernel.observe_pod(job.pod))
+        told = [ip.get("address") for ip in (asked.config.prev_result or {}).get("ips", [])]
+        if f"{lease.address}/32" not in told:
+            missing += (f"prevResult has {told}, the ledger {lease.address}/32",)
+        if missing:
+            raise errors.TryLater("drift", "; ".join(missing))
+        self._succeed(job)
+
+    def collect(self, job: Job) -> None:
+        """End leases the runtime's list leaves out, where the kernel agrees that the sandbox is gone.
+
+        Two sources (decision 2): the list, and the host veth, which dies with the pod's namespace. If
+        the veth lives the lease stays and a finding says that the two disagree.
+        """
+        listed = job.asked.attachments or frozenset()
+        with self.ledger.read() as tx:
+            desired = reads.desired(tx, self.clock())
+        unlisted = [
+            lease
+            for lease in desired.leases
+            if lease.state in {"active", "in_doubt"}
+            and lease.network == job.asked.config.name
+            and (lease.container_id, lease.ifname) not in listed
+        ]
+        observed = self.loop.kernel.observe() if unlisted else model.Unknown("nothing to ask", 0)
+        for lease in unlisted:
+            if isinstance(observed, model.Unknown) or _veth_lives(lease, observed):
+                text = f"GC leaves out {lease.container_id}, but {lease.host_ifname} is alive"
+                with self.ledger.write() as tx:
+                    writes.open_finding(tx, "gc_disagrees", lease.container_id, text, self.clock())
+            else:
+                self.end_lease(lease, "gc")
+        self._succeed(job)
+        if unlisted:
+            self.ring_cloud()
+
+    def status(self, job: Job) -> None:
+        """Can one more pod be served now? Error 50 with the reason if not (section STATUS)."""
+        with self.ledger.read() as tx:
+            counts = reads.free_count(tx, self.clock())
+            if counts.free > 0:
+                why = None
+            else:
+                why = refusals.no_address(tx, self.settings, self.clock())
+        if why is not None:
+            self.ring_cloud()
+            raise refusals.NotReady(why.error.reason, why.error.detail)
+        self._succeed(job)
+
+    def version(self, job: Job) -> None:
+        """The versions we speak (section VERSION)."""
+        job.call.answer(wire.Reply(0, spec.version_result(job.asked.config.cni_version)))
+
+    # ------------------------------------------------------------------ answers and rows
+
+    def refuse(self, job: Job, why: errors.VpcledgerError) -> None:
+        """Tell the runtime why not, in the words the ledger keeps."""
+        told = spec.CniError(why.cni_code, str(why), errors.REASONS[why.reason])
+        with self.ledger.write() as tx:
+            self._record(tx, job, why.cni_code, why.reason, why.detail)
+        job.call.answer(wire.refusal(told, job.asked.config.cni_version))
+
+    def _refuse_unread(self, call: server.Call, refused: spec.CniError, began_at: int) -> None:
+        env = call.request.env
+        with self.ledger.write() as tx:
+            writes.record_request(
+                tx,
+                command=env.get("CNI_COMMAND", "")[:16],
+                container_id=env.get("CNI_CONTAINERID", "")[:256],
+                ifname=env.get("CNI_IFNAME", "")[:64],
+                code=refused.code,
+                reason="bad_request",
+                detail=f"{refused.msg} {refused.details}"[:500],
+                duration_us=(self.clock() - began_at) * 1000,
+                now=self.clock(),
+            )
+        call.answer(wire.refusal(refused, spec.version_of(call.request.stdin)))
+
+    def _succeed(self, job: Job) -> None:
+        with self.ledger.write() as tx:
+            self._record(tx, job, 0, "", "")
+        job.call.answer(wire.Reply())
+
+    def _record(
+        self, tx: database.Write, job: Job, code: int, reason: str, detail: str
+    ) -> None:
+        namespace, name = job.asked.pod
+        writes.record_request(
+            tx,
+            command=job.asked.verb,
+            container_id=job.asked.container_id,
+            ifname=job.asked.ifname,
+            netns=job.asked.netns,
+            pod_namespace=namespace,
+            pod_name=name,
+            lease_id=job.lease.id if job.lease else None,
+            code=code,
+            reason=reason,
+            detail=detail,
+            waits_for=job.waits_for,
+            duration_us=(self.clock() - job.began_at) * 1000,
+            now=self.clock(),
+        )
+
+    def _wiring(self, tx: database.Read, lease: model.Lease) -> wiring.PodWiring:
+        assert lease.eni_id is not None
+        eni = reads.eni(tx, lease.eni_id)
+        assert eni is not None, "a lease's interface has a row (foreign key)"
+        return wiring.pod(lease, eni, self.settings)
+
+    def _host_ifname(self, asked: spec.Invocation) -> str:
+        """Upstream's name; a sandbox that is no Kubernetes pod is named after its container."""
+        namespace, name = asked.pod
+        if not name:
+            namespace, name = asked.container_id, asked.ifname
+        elif asked.ifname != "eth0":
+            name = f"{name}.{asked.ifname}"
+        return wiring.host_ifname(self.settings.veth_prefix, namespace, name)
+
+
+def random_mac() -> str:
+    """A locally administered unicast MAC (IEEE 802, bit 1 set and bit 0 clear of the first octet)."""
+    octets = bytearray(secrets.token_bytes(6))
+    octets[0] = octets[0] & 0xFC | 0x02
+    return octets.hex(":")
+
+
+def pod_result(lease: model.Lease, wired: wiring.PodWiring) -> result.Result:
+    """The host end, the pod's end with its namespace, and the address on the latter."""
+    link = wired.link
+    return result.Result(
+        interfaces=(
+            result.Interface(link.name, link.mac, "", link.mtu),
+            result.Interface(lease.ifname, link.peer_mac, lease.netns, link.mtu),
+        ),
+        ips=(result.Ip(f"{lease.address}/32", 1),),
+    )
+
+
+def _is_ifname_taken(outcome: actions.Outcome) -> bool:
+    thing = outcome.action.thing if isinstance(outcome.action, actions.Put) else None
+    return isinstance(thing, model.Link) and outcome.error in {"EEXIST", "EBUSY"}
+
+
+def _veth_lives(lease: model.Lease, observed: model.ObservedKernel) -> bool:
+    """The link of that name is there and is this lease's (a namesake's successor is another's)."""
+    return any(
+        link.name == lease.host_ifname and link.alias in {"", wiring.alias(lease.id)}
+        for link in observed.links
+    )
