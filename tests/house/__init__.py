@@ -1,0 +1,1 @@
+"""The house itself under test: its floors, its documents, its build."""
