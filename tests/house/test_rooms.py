@@ -22,10 +22,10 @@ def test_no_file_has_a_name_that_promises_nothing() -> None:
 def test_cni_imports_nothing_but_the_standard_library(path: Path) -> None:
     """The runtime's door must open on a host where only Python itself was installed."""
     known = sys.stdlib_module_names | {"cni"}
-    strange = set()
+    strange: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             strange |= {alias.name for alias in node.names if alias.name.split(".")[0] not in known}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] not in known:
-            strange.add(node.module)
+            strange.add(node.module or ".")
     assert strange == set()
