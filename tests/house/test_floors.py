@@ -6,6 +6,7 @@ A contract that cannot fail holds nothing up. What the contracts say is not repe
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,20 @@ def lint(house: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def contracts() -> dict[str, str]:
     config = tomllib.loads((TREE / "pyproject.toml").read_text())
     return {c["id"]: c["name"] for c in config["tool"]["importlinter"]["contracts"]}
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    """A new file is placed before it is imported: by its own name or by its package's."""
+    config = tomllib.loads((TREE / "pyproject.toml").read_text())
+    (floors,) = (c for c in config["tool"]["importlinter"]["contracts"] if c["id"] == "floors")
+    placed = {name for layer in floors["layers"] for name in re.split(r"[\s:|()]+", layer) if name}
+    for room in ("ledger", "reconciler"):
+        for path in (TREE / room).iterdir():
+            if path.stem.startswith("__") or not (
+                path.suffix == ".py" or (path / "__init__.py").exists()
+            ):
+                continue
+            assert f"{room}.{path.stem}" in placed
 
 
 def test_the_floors_hold(house: Path) -> None:
