@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
+from cni import untrusted
+
 VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """The specification versions spoken, oldest first (the same list stands in launcher.c)."""
 FALLBACK_VERSION: Final = "1.0.0"
@@ -35,8 +37,6 @@ INTERNAL: Final = 999
 
 MAX_STDIN: Final = 1 << 20
 """Bytes of standard input the launcher carries; more is refused with DECODING_FAILURE."""
-MAX_DEPTH: Final = 64
-"""How deep a configuration may nest: far beyond any real one, far below Python's own limit."""
 
 ATTACHMENTS_KEY: Final = "cni.dev/valid-attachments"
 
@@ -53,7 +53,6 @@ _SINCE: Final = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _IFNAME_MAX = 15  # IFNAMSIZ less its NUL
-_LARGEST = (1 << 63) - 1  # what SQLite and Go can hold
 
 
 class CniError(Exception):
@@ -132,7 +131,7 @@ def parse(env: Mapping[str, str], stdin: bytes) -> Invocation:
     if ifname:
         check_ifname(ifname)
     args = parse_args(env.get("CNI_ARGS", ""))
-    raw = load_object(stdin)
+    raw = _load(stdin)
     return Invocation(
         verb=verb,
         config=_config(verb, raw),
@@ -151,7 +150,7 @@ def version_of(stdin: bytes) -> str:
     For the answer to a call that `parse` refused.
     """
     try:
-        version = load_object(stdin).get("cniVersion")
+        version = _load(stdin).get("cniVersion")
     except CniError:
         return FALLBACK_VERSION
     return version if isinstance(version, str) and version in VERSIONS else FALLBACK_VERSION
@@ -195,20 +194,15 @@ def parse_args(text: str) -> dict[str, str]:
     return args
 
 
-def load_object(text: bytes) -> dict[str, Any]:
-    """A JSON object from an untrusted hand: UTF-8, unique keys, sane depth, numbers and strings."""
-    if len(text) > MAX_STDIN:
-        _undecodable(f"it is larger than {MAX_STDIN} bytes")
+def _load(stdin: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(
-            text.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant
-        )
-        _check_values(value)
-    except (ValueError, RecursionError) as error:
-        _undecodable(str(error))
-    if not isinstance(value, dict):
-        _undecodable("it is not a JSON object")
-    return value
+        return untrusted.load_object(stdin, largest=MAX_STDIN)
+    except ValueError as error:
+        raise CniError(
+            DECODING_FAILURE,
+            f"the network configuration could not be decoded: {error}",
+            "Pass one JSON object, UTF-8, on standard input.",
+        ) from None
 
 
 def _config(verb: str, raw: dict[str, Any]) -> Config:
@@ -267,47 +261,6 @@ def _attachments(raw: dict[str, Any]) -> frozenset[tuple[str, str]]:
     return frozenset(pairs)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("an object names a key twice")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _check_values(root: Any) -> None:
-    """Raise ValueError for depth, numbers and text that would break whoever keeps the value."""
-    level, depth = [root], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
-        below: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                below += value.keys()
-                below += value.values()
-            elif isinstance(value, list):
-                below += value
-            elif isinstance(value, str):
-                if "\0" in value or not (value.isascii() or _encodes(value)):
-                    raise ValueError("a text holds NUL or half a surrogate pair")
-            elif isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:
-                raise ValueError("a number is out of range")
-        level = below
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _quoted(value: object) -> str:
     """The value as a reader may be shown it: JSON, ASCII, and short."""
     text = json.dumps(value) if isinstance(value, str) else repr(value)
@@ -320,11 +273,3 @@ def _bad_environment(msg: str, details: str) -> NoReturn:
 
 def _bad_config(msg: str, details: str) -> NoReturn:
     raise CniError(INVALID_CONFIG, msg, details)
-
-
-def _undecodable(why: str) -> NoReturn:
-    raise CniError(
-        DECODING_FAILURE,
-        f"the network configuration could not be decoded: {why[:120]}",
-        "Pass one JSON object, UTF-8, on standard input.",
-    )
