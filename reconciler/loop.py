@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ledger import database, model, reads, writes
-from reconciler import record
+from reconciler import errors, record
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
 from reconciler.planner import plan as planner
@@ -118,6 +118,27 @@ class Loop:
         """Apply kernel actions; each has its outcome, in order."""
         assert not self.ledger.in_transaction(), "nothing outside is touched in a transaction"
         return self.kernel.apply(steps, pod) if steps else []
+
+    def end_lease(
+        self, lease: model.Lease, reason: str, also: Callable[[database.Write], None] | None = None
+    ) -> None:
+        """Unmake what was installed for a lease, then forget it; `also` joins the last transaction.
+
+        TryLater, with the lease still open, if the kernel refuses: an address must not meet the rules
+        of its last holder.
+        """
+        with self.ledger.read() as tx:
+            rows = reads.installed_for(tx, "lease", str(lease.id))
+        outcomes = self.carry_out([actions.Remove(row.thing) for row in reversed(rows)])
+        failed = [outcome for outcome in outcomes if outcome.error]
+        if failed:
+            raise errors.TryLater("kernel_error", f"{failed[0].error}: {failed[0].text}")
+        now = self.clock()
+        with self.ledger.write() as tx:
+            writes.forget_installed(tx, "lease", str(lease.id), now)
+            writes.end(tx, lease.id, reason, now, self.settings.ip_cooldown_ms)
+            if also is not None:
+                also(tx)
 
     # ----------------------------------------------------------------------- cloud
 

@@ -38,9 +38,9 @@ class Job:
     @property
     def pod(self) -> kernel_provider.PodHandle | None:
         """The pod's namespace and netlink socket, if the launcher could hand them over."""
-        if self.call.netns_fd is None or self.call.netlink_fd is None:
+        if self.call.netns is None or self.call.netlink is None:
             return None
-        return kernel_provider.PodHandle(self.call.netns_fd, self.call.netlink_fd)
+        return kernel_provider.PodHandle(self.call.netns, self.call.netlink)
 
 
 @dataclass(slots=True)
@@ -194,26 +194,12 @@ class Verbs:
                 writes.mark_removing(tx, "lease", str(lease.id), now)
         if lease is not None:
             job.lease = lease
-            self.end_lease(lease, "deleted" if lease.address else "gave_up_waiting", job)
+            reason = "deleted" if lease.address else "gave_up_waiting"
+            self.loop.end_lease(lease, reason, lambda tx: self._record(tx, job, 0, reason, ""))
         job.call.answer(wire.Reply())
         if lease is not None:
             self.retry_waiting()
             self.ring_cloud()
-
-    def end_lease(self, lease: model.Lease, reason: str, job: Job | None = None) -> None:
-        """Remove what was installed for a lease, then end it; TryLater keeps it open and removing."""
-        with self.ledger.read() as tx:
-            rows = reads.installed_for(tx, "lease", str(lease.id))
-        outcomes = self.loop.carry_out([actions.Remove(row.thing) for row in reversed(rows)])
-        failed = [outcome for outcome in outcomes if outcome.error]
-        if failed:
-            raise errors.TryLater("kernel_error", f"{failed[0].error}: {failed[0].text}")
-        now = self.clock()
-        with self.ledger.write() as tx:
-            writes.forget_installed(tx, "lease", str(lease.id), now)
-            writes.end(tx, lease.id, reason, now, self.settings.ip_cooldown_ms)
-            if job is not None:
-                self._record(tx, job, 0, reason, "")
 
     # ------------------------------------------------------------------ CHECK, GC, STATUS, VERSION
 
@@ -260,7 +246,7 @@ class Verbs:
                 with self.ledger.write() as tx:
                     writes.open_finding(tx, "gc_disagrees", lease.container_id, text, self.clock())
             else:
-                self.end_lease(lease, "gc")
+                self.loop.end_lease(lease, "gc")
         self._succeed(job)
         if unlisted:
             self.ring_cloud()

@@ -1,0 +1,224 @@
+"""The composition root: builds the parts, opens the door, drives the lanes, and ends them in order.
+
+The order is decision 8: privileges, ledger, recovery, socket; only then the lanes that need EC2,
+instance metadata or anything else that may be down. The only file with APScheduler, which rings the
+lanes' bells at their intervals. What any part does does not belong here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from apscheduler.schedulers import background
+
+from ledger import database, migrate, reads, writes
+from reconciler import cloud, lanes, logs, loop, privileges, recovery, server, verbs
+from reconciler import settings as knobs
+from reconciler.planner import actions
+from reconciler.providers import host, kernel
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 5.0
+"""How long calls and lanes may take to end after SIGTERM; intents make a harder end harmless."""
+TIDY_INTERVAL_S = 60
+SETTLE_MS = 100
+
+
+def clock() -> int:
+    """Milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status of the process.
+
+    Started as root, it becomes the user of VPCLEDGER_UID with CAP_NET_ADMIN alone before it opens
+    anything. Refused if a setting or the ledger forbids the start; the sentence says what to do.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    prepare_folders(settings)
+    publisher = privileges.Publisher(lambda text: host.place(settings.conflist_path, text))
+    privileges.become(settings.uid)
+    logs.start(settings.log_level, settings.log_file)
+    migrate.bring_to_head(Path(settings.ledger_path))
+    with database.Ledger.open(Path(settings.ledger_path)) as book:
+        with book.write() as tx:
+            writes.record_settings(tx, [(r.name, r.value, r.raw, r.source) for r in readings], clock())
+        daemon = Daemon(book, settings, publisher)
+        try:
+            daemon.start()
+            stop.wait()
+        finally:
+            daemon.stop()
+            publisher.close()
+    return 0
+
+
+def prepare_folders(settings: knobs.Settings) -> None:
+    """Make the state, spool and run folders and give what is in them to the daemon's user.
+
+    Files may be root's after a look with `vpcledger sql` while the daemon was down.
+    """
+    for folder in (settings.state_dir, settings.spool_dir, settings.run_dir):
+        Path(folder).mkdir(mode=0o755, parents=True, exist_ok=True)
+    if os.getuid() != 0 or settings.uid == 0:
+        return
+    for folder in (settings.state_dir, settings.spool_dir, settings.run_dir):
+        os.chown(folder, settings.uid, settings.uid)
+        for each in os.scandir(folder):
+            if each.is_file(follow_symlinks=False) or each.is_dir(follow_symlinks=False):
+                os.chown(each.path, settings.uid, settings.uid, follow_symlinks=False)
+
+
+class Daemon:
+    """The parts of one running daemon."""
+
+    def __init__(
+        self, book: database.Ledger, settings: knobs.Settings, publisher: privileges.Publisher
+    ) -> None:
+        self.ledger, self.settings, self.publisher = book, settings, publisher
+        self.boot_id = host.boot_id(settings.boot_id_path)
+        self.kernel = kernel.Kernel()
+        self.cloud = cloud.Cloud(settings)
+        self.loop = loop.Loop(book, self.kernel, self.cloud, settings, clock)
+        self.cloud_lane = self._lane("cloud", self._tick_cloud)
+        self.kernel_lane = self._lane("kernel", self._tick_kernel)
+        self.tidy_lane = self._lane("tidy", self._tick_tidy)
+        self.wait_lane = self._lane("waits", self._tick_waits)
+        self.verbs = verbs.Verbs(
+            ledger=book,
+            loop=self.loop,
+            settings=settings,
+            boot_id=self.boot_id,
+            clock=clock,
+            ring_cloud=self.cloud_lane.ring,
+            wake_at=self.wait_lane.ring_at,
+        )
+        self.server = server.Server(Path(settings.socket_path), self.verbs.handle)
+        self.loop.engine = self.server.run
+        self.loop.capacity_changed = self._capacity_changed
+        self._publishing = threading.Lock()
+        self._published = False
+        self._watching = threading.Thread(target=self._watch_kernel, name="watch", daemon=True)
+        self._scheduler = _bells(
+            {
+                self.kernel_lane: settings.kernel_interval_s,
+                self.cloud_lane: settings.cloud_interval_s,
+                self.tidy_lane: TIDY_INTERVAL_S,
+            }
+        )
+
+    def start(self) -> None:
+        """Recover, open the door, then start everything that may be slow or down."""
+        recovery.first_minute(
+            self.ledger, self.loop, self.boot_id, Path(self.settings.spool_dir), clock
+        )
+        self.server.start()
+        log.info("serving on %s", self.settings.socket_path)
+        for lane in self._lanes():
+            lane.start()
+        self.kernel_lane.ring()
+        self.cloud_lane.ring()
+        self._watching.start()
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Take no more calls, end the lanes, end the child; what was cut short is in the ledger."""
+        log.info("stopping")
+        self._scheduler.shutdown(wait=False)
+        self.server.stop(STOP_SECONDS)
+        self.cloud.close()
+        for lane in self._lanes():
+            if not lane.stop(STOP_SECONDS):
+                log.warning("a lane did not end in %s s; its intent is in the ledger", STOP_SECONDS)
+        self.ledger.checkpoint()
+
+    def _lanes(self) -> tuple[lanes.Lane, ...]:
+        return (self.kernel_lane, self.cloud_lane, self.tidy_lane, self.wait_lane)
+
+    def _lane(self, name: str, tick: lanes.Tick) -> lanes.Lane:
+        def failed(text: str) -> None:
+            with self.ledger.write() as tx:
+                writes.open_finding(tx, "lane_failed", name, text, clock())
+
+        return lanes.Lane(name, tick, failed, clock)
+
+    # ------------------------------------------------------------------ ticks
+
+    def _tick_kernel(self) -> int | None:
+        plan = self.loop.tick_kernel()
+        _log_plan("kernel", plan)
+        return None
+
+    def _tick_cloud(self) -> int | None:
+        plan = self.loop.tick_cloud()
+        _log_plan("cloud", plan)
+        self._publish()
+        with self.ledger.read() as tx:
+            return reads.next_retry_at(tx, clock())
+
+    def _tick_tidy(self) -> int | None:
+        recovery.take_spool_in(self.ledger, self.loop, Path(self.settings.spool_dir), clock)
+        with self.ledger.write() as tx:
+            writes.prune(tx, clock())
+        self.ledger.checkpoint()
+        return None
+
+    def _tick_waits(self) -> int | None:
+        self.server.run(self.verbs.retry_waiting)
+        return None
+
+    def _capacity_changed(self) -> None:
+        self.wait_lane.ring()
+        self.kernel_lane.ring()
+        self._publish()
+
+    def _publish(self) -> None:
+        """The conflist appears once a pod can be served, and is never withdrawn."""
+        with self._publishing:
+            if self._published:
+                return
+            with self.ledger.read() as tx:
+                if reads.free_count(tx, clock()).free == 0:
+                    return
+            trouble = self.publisher.publish(host.conflist(self.settings))
+            self._published = not trouble
+            with self.ledger.write() as tx:
+                if trouble:
+                    writes.open_finding(tx, "conflist_unwritable", "", trouble, clock())
+                else:
+                    writes.close_finding(tx, "conflist_unwritable", "", clock())
+
+    def _watch_kernel(self) -> None:
+        """Have the kernel's lane look soon after the kernel said that something changed.
+
+        Soon and not at once: the news of one pod's wiring come in a burst, and one look serves all.
+        """
+        for _ in self.kernel.watch():
+            self.kernel_lane.ring_at(clock() + SETTLE_MS)
+
+
+def _bells(intervals: Mapping[lanes.Lane, int]) -> background.BackgroundScheduler:
+    """A scheduler that rings each lane every so many seconds."""
+    scheduler = background.BackgroundScheduler(timezone="UTC", daemon=True)
+    for lane, seconds in intervals.items():
+        scheduler.add_job(lane.ring, "interval", seconds=seconds, coalesce=True)
+    return scheduler
+
+
+def _log_plan(lane: str, plan: actions.Plan) -> None:
+    for action in plan.kernel:
+        log.info("%s: %s", lane, action)
+    for step in plan.cloud:
+        log.info("%s: %s (%s, %s)", lane, step.action, step.lane, step.cause)
+    for note in plan.notes:
+        log.debug("%s: %s: %s", lane, note.code, note.text)

@@ -1,0 +1,88 @@
+"""A lane: a thread that ticks when its bell rings, at a time it was told, and never because it failed.
+
+A tick that raises is logged, becomes a finding and is tried again after a back-off, so that no error
+of one lane ends the daemon. What a tick does does not belong here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+BACKOFF_MS = (1_000, 60_000)
+"""First and longest pause after a failed tick; it doubles in between."""
+
+
+Tick = Callable[[], int | None]
+"""One tick; returns when (ms since the epoch) to run again at the latest, or None."""
+
+
+class Lane:
+    """`tick` runs in its own thread, once for any number of rings that came meanwhile."""
+
+    def __init__(
+        self,
+        name: str,
+        tick: Tick,
+        failed: Callable[[str], None],
+        clock: Callable[[], int],
+    ) -> None:
+        """`failed` is told the error of a tick that raised."""
+        self._tick, self._failed, self._clock = tick, failed, clock
+        self._condition = threading.Condition()
+        self._rung = False
+        self._due: int | None = None
+        self._stopping = False
+        self._pause = BACKOFF_MS[0]
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin; the first tick comes with the first ring."""
+        self._thread.start()
+
+    def ring(self) -> None:
+        """Ask for a tick as soon as the present one is over."""
+        with self._condition:
+            self._rung = True
+            self._condition.notify()
+
+    def ring_at(self, when: int) -> None:
+        """Ask for a tick at `when` (ms since the epoch), or earlier if it was asked for before."""
+        with self._condition:
+            self._due = when if self._due is None else min(self._due, when)
+            self._condition.notify()
+
+    def stop(self, timeout: float) -> bool:
+        """End after the present tick; False if that took longer than `timeout` seconds."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while self._wait():
+            try:
+                again = self._tick()
+                self._pause = BACKOFF_MS[0]
+            except Exception as error:
+                log.exception("a tick failed")
+                self._failed(f"{type(error).__name__}: {error}")
+                again = self._clock() + self._pause
+                self._pause = min(self._pause * 2, BACKOFF_MS[1])
+            if again is not None:
+                self.ring_at(again)
+
+    def _wait(self) -> bool:
+        """Until rung, due or stopping; False in the last case."""
+        with self._condition:
+            while not self._stopping:
+                left = None if self._due is None else (self._due - self._clock()) / 1000
+                if self._rung or (left is not None and left <= 0):
+                    self._rung, self._due = False, None
+                    return True
+                self._condition.wait(left)
+        return False

@@ -1,0 +1,109 @@
+"""The first minute after a start: which boot is this, what was cut short, which deletions wait.
+
+Runs before the socket opens, from the ledger, the kernel and the spool alone: no API server, no EC2,
+no instance metadata. A call that was never answered is undone or finished; the runtime repeats it or
+deletes. What a lease needs in the kernel and how EC2 is asked do not belong here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from cni import spec, spool
+from ledger import database, model, reads, writes
+from reconciler import errors
+from reconciler import loop as loops
+
+log = logging.getLogger(__name__)
+
+
+def first_minute(
+    ledger: database.Ledger,
+    loop: loops.Loop,
+    boot_id: str,
+    spool_dir: Path,
+    clock: Callable[[], int],
+) -> None:
+    """Bring leases in line with this boot, then take the spooled deletions in."""
+    with ledger.write(durable=True) as tx:
+        new_boot = writes.record_boot(tx, boot_id, clock())
+    if new_boot:
+        log.info("new boot %s", boot_id)
+    _finish_interrupted(ledger, loop, boot_id, clock)
+    take_spool_in(ledger, loop, spool_dir, clock)
+
+
+def _finish_interrupted(
+    ledger: database.Ledger, loop: loops.Loop, boot_id: str, clock: Callable[[], int]
+) -> None:
+    with ledger.read() as tx:
+        desired = reads.desired(tx, clock())
+    going = {row.owner for row in desired.installed if row.state == "removing"}
+    for lease in desired.leases:
+        reason = _why_over(lease, boot_id, going)
+        if reason:
+            end(ledger, loop, lease, reason, clock)
+
+
+def _why_over(lease: model.Lease, boot_id: str, going: set[str]) -> str:
+    """The reason that a lease of the last run is over, or nothing if its sandbox may live.
+
+    Nobody waits for an answer any more: a waiting ADD is forgotten, a reserved one undone (its answer
+    follows the commit that makes it active), a deletion that began is finished.
+    """
+    if lease.boot_id != boot_id:
+        return "reboot"
+    if lease.state == "waiting":
+        return "gave_up_waiting"
+    if lease.state == "reserved":
+        return "setup_failed"
+    return "deleted" if str(lease.id) in going else ""
+
+
+def take_spool_in(
+    ledger: database.Ledger, loop: loops.Loop, spool_dir: Path, clock: Callable[[], int]
+) -> int:
+    """Carry out the deletions the launcher wrote down while we were away; how many there were.
+
+    Idempotent: a file is removed after its lease has ended, and one for an unknown sandbox is success.
+    """
+    count = 0
+    for entry in spool.entries(spool_dir):
+        try:
+            request = spool.read(entry)
+            asked = spec.parse(request.env, request.stdin)
+        except spec.CniError as unreadable:
+            spool.set_aside(entry, str(unreadable))
+            with ledger.write() as tx:
+                text = f"{entry.name}: {unreadable}"
+                writes.open_finding(tx, "spool_unreadable", entry.name, text, clock())
+            continue
+        with ledger.write() as tx:
+            lease = reads.open_lease(tx, asked.container_id, asked.ifname)
+            if lease is None:
+                writes.note_late_delete(tx, asked.container_id, asked.ifname, clock())
+            else:
+                writes.mark_removing(tx, "lease", str(lease.id), clock())
+        if lease is None or end(ledger, loop, lease, "deleted_late", clock):
+            spool.remove(entry)
+            count += 1
+    return count
+
+
+def end(
+    ledger: database.Ledger,
+    loop: loops.Loop,
+    lease: model.Lease,
+    reason: str,
+    clock: Callable[[], int],
+) -> bool:
+    """End a lease; if the kernel refuses, a finding keeps it in sight and the next start tries again."""
+    try:
+        loop.end_lease(lease, reason)
+    except errors.TryLater as refused:
+        with ledger.write() as tx:
+            writes.open_finding(tx, "kernel_error", str(lease.id), str(refused), clock())
+        return False
+    return True
