@@ -162,9 +162,7 @@ class Netns:
             os.close(self.fd)
             self.fd = -1
         if self.bound:
-            with contextlib.suppress(OSError):
-                _call("umount2", str(self.bound).encode(), _MNT_DETACH)
-            self.bound.unlink(missing_ok=True)
+            unbind(self.bound)
             self.bound = None
 
     def __enter__(self) -> Self:
@@ -172,6 +170,13 @@ class Netns:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def unbind(path: Path) -> None:
+    """Remove the name of a namespace, as the runtime does on its own; twice is fine."""
+    with contextlib.suppress(OSError):
+        _call("umount2", str(path).encode(), _MNT_DETACH)
+    path.unlink(missing_ok=True)
 
 
 def _in_thread(fn: Callable[[], T]) -> T:
@@ -322,6 +327,7 @@ def _new_spaces(*, subuids: bool) -> str:
     _OUTER_PROC.mkdir(parents=True)
     _mount("/proc", str(_OUTER_PROC), "", _MS_BIND | _MS_REC)
     _own_sysfs()
+    _open_the_way(Path(sys.executable).resolve(), Path(sys.prefix), Path(__file__))
     _lo_up()
     return made
 
@@ -337,6 +343,35 @@ def _own_sysfs() -> None:
     with contextlib.suppress(OSError):
         _mount("sysfs", "/sys", "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
         _mount(str(kept), "/sys/fs/cgroup", "", _MS_BIND | _MS_REC)
+
+
+def _open_the_way(*targets: Path) -> None:
+    """Let every uid of the session reach these: a home of mode 700 would hide Python from a daemon.
+
+    Each closed folder on the way is covered by a tmpfs of mode 755 that shows the same entries.
+    """
+    for target in targets:
+        for folder in reversed(target.parents):
+            if not folder.stat().st_mode & 0o001:
+                _cover(folder)
+    os.chdir(Path.cwd())  # into what now stands there
+
+
+def _cover(folder: Path) -> None:
+    behind = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    _mount("tmpfs", str(folder), "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
+    for entry in os.scandir(f"/proc/self/fd/{behind}"):
+        shown = folder / entry.name
+        if entry.is_symlink():
+            shown.symlink_to(Path(entry.path).readlink())
+            continue
+        if entry.is_dir():
+            shown.mkdir()
+        else:
+            shown.touch()
+        with contextlib.suppress(OSError):  # one entry that cannot be shown hides nothing else
+            _mount(entry.path, str(shown), "", _MS_BIND | _MS_REC)
+    os.close(behind)
 
 
 def _new_user(*, subuids: bool) -> None:

@@ -179,6 +179,22 @@ def test_the_tier_says_which_uids_exist() -> None:
     assert (done.returncode == 0) == (spaces.tier() != "single")
 
 
+def test_every_uid_of_a_session_reaches_the_program_behind_a_closed_folder(tmp_path: Path) -> None:
+    """A home of mode 700 does not hide Python and the project from a daemon with its own uid."""
+    closed = tmp_path / "home"
+    (closed / "project").mkdir(parents=True)
+    (closed / "other").write_text("still here")
+    (closed / "link").symlink_to("other")
+    script = closed / "project/spaces.py"
+    script.write_text(SPACES.read_text())
+    closed.chmod(0o700)
+    other = [] if spaces.tier() == "single" else ["setpriv", "--reuid", "65532", "--clear-groups"]
+    line = [sys.executable, "-P", str(script), "--", *other, "cat", str(script), f"{closed}/link"]
+    shown = subprocess.check_output(line, text=True)
+    assert shown == SPACES.read_text() + "still here"
+    assert closed.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_host_without_namespaces_is_named_with_its_reason() -> None:
     """With the sysctl at zero a process without privilege is told which one it is."""
     script = (
