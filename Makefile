@@ -51,6 +51,14 @@ format: setup  ## Let ruff lay out the code and mend what it can
 .PHONY: setup
 setup: $(TREE) $(VENV)/.launcher $(VENV)/.model  ## Only what the others need first: packages, .venv, launcher, EC2 model
 
+.PHONY: docs
+docs: setup  ## Render the pages that are tables of the code
+	$(PY) -m tests.house.pages
+
+.PHONY: readme
+readme: setup  ## Run the lab and paste what it shows into the README
+	$(PY) -m tests.lab demo | $(PY) -m tests.house.paste README.md
+
 .PHONY: clean
 clean:  ## Forget what was built; the sources stay
 	rm -rf $(VENV) dist cni/bin reconciler/providers/ec2_model
