@@ -297,9 +297,10 @@ class ObservedCloud:
 
 @dataclass(frozen=True, slots=True)
 class ObservedKernel:
-    """The node's own namespace at `at`; the pods' namespaces are not looked into (decision 14).
+    """One network namespace at `at`: the node's own, or the pod's that a CHECK was handed.
 
-    `peers` tells for each host veth whether its other end still lives (name -> True/False).
+    Other pods' namespaces are not looked into (decision 14). `peers` tells for each veth whether its
+    other end still lives (name -> True/False); `neighbours` are the permanent ones, read in pods only.
     """
 
     at: int
@@ -307,6 +308,7 @@ class ObservedKernel:
     addresses: tuple[InterfaceAddress, ...] = ()
     routes: tuple[Route, ...] = ()
     rules: tuple[Rule, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
     peers: dict[str, bool] = field(default_factory=dict)
 
 
