@@ -38,8 +38,12 @@ class InstanceType:
 def table() -> dict[str, InstanceType]:
     """Every known type by name."""
     rows = json.loads(pathlib.Path(__file__).with_name("types.json").read_text())
-    return {
-        name: InstanceType(name, v4, v6, tuple(cards), kind, efa, efas, cpus, mib, tuple(a.split("/")))
-        for name, (v4, v6, cards, kind, efa, efas, cpus, mib, a) in rows.items()
-        if not name.startswith("_")
-    }
+    known: dict[str, InstanceType] = {}
+    for name, row in rows.items():
+        if not name.startswith("_"):
+            v4, v6, cards, hypervisor, *efa, vcpus, memory, architectures = row
+            known[name] = InstanceType(
+                name, v4, v6, tuple(cards), hypervisor, *efa, vcpus, memory,
+                tuple(architectures.split("/")),
+            )  # fmt: skip
+    return known
