@@ -49,7 +49,7 @@ format: setup  ## Let ruff lay out the code and mend what it can
 	$(PY) -m ruff check --fix .
 
 .PHONY: setup
-setup: $(TREE) $(VENV)/.launcher $(VENV)/.model  ## Only what the others need first: packages, .venv, launcher, EC2 model
+setup: $(TREE) cni/bin/aws-cni $(VENV)/.model  ## Only what the others need first: packages, .venv, launcher, EC2 model
 
 .PHONY: docs
 docs: setup  ## Render the pages that are tables of the code
@@ -61,7 +61,7 @@ readme: setup  ## Run the lab and paste what it shows into the README
 
 .PHONY: clean
 clean:  ## Forget what was built; the sources stay
-	rm -rf $(VENV) dist cni/bin reconciler/providers/ec2_model
+	rm -rf $(VENV) build dist cni/bin reconciler/providers/ec2_model
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .lab
 
 ##@ Ship it
@@ -104,10 +104,9 @@ $(TREE): pyproject.toml $(VENV)/.wheels | machine
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.launcher: cni/launcher.c cni/build.py $(VENV)/.wheels
+cni/bin/aws-cni: cni/launcher.c cni/build.py $(VENV)/.wheels
 	@echo "Compiling the launcher"
 	$(PY) -m cni.build
-	touch $@
 
 $(VENV)/.model: reconciler/providers/prune.py $(VENV)/.wheels
 	@echo "Pruning botocore's EC2 model"

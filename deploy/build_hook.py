@@ -12,12 +12,10 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PRODUCTS = ("cni/bin/aws-cni", "reconciler/providers/ec2_model")
 PROCESSORS = ("x86_64", "aarch64")
 
 
@@ -34,20 +32,20 @@ class LauncherAndModel(BuildHookInterface[Any]):
             return
         wanted = os.environ.get("VPCLEDGER_WHEEL", "")
         if wanted and wanted not in PROCESSORS:
-            raise ValueError(
-                f"VPCLEDGER_WHEEL={wanted}: one of {' or '.join(PROCESSORS)} was expected"
-            )
-        self._make("cni.build", *(("--target", wanted) if wanted else ()))
+            raise ValueError(f"VPCLEDGER_WHEEL={wanted}: expected {' or '.join(PROCESSORS)}")
+        processor = wanted or platform.machine()
+        launcher = f"build/aws-cni-{processor}"
+        zig = ("--zig",) if wanted else ()
+        self._make("cni.build", "--target", processor, "--output", launcher, *zig)
         self._make("reconciler.providers.prune")
-        for product in PRODUCTS:
-            if not Path(self.root, product).exists():
-                raise FileNotFoundError(f"{product} was to be built and is not there")
+        build_data["force_include"][launcher] = "cni/bin/aws-cni"
         build_data["pure_python"] = False
-        build_data["tag"] = (
-            f"py3-none-manylinux2014_{wanted}.manylinux_2_17_{wanted}.musllinux_1_1_{wanted}"
-            if wanted
-            else f"py3-none-linux_{platform.machine()}"
-        )
+        build_data["tag"] = f"py3-none-{_platforms(processor) if wanted else f'linux_{processor}'}"
 
     def _make(self, module: str, *arguments: str) -> None:
         subprocess.run([sys.executable, "-m", module, *arguments], cwd=self.root, check=True)
+
+
+def _platforms(processor: str) -> str:
+    """Every Linux of this processor that pip knows: PEP 600 and PEP 656, and PEP 599's older name."""
+    return f"manylinux2014_{processor}.manylinux_2_17_{processor}.musllinux_1_1_{processor}"
