@@ -69,9 +69,7 @@ def attach_network_interface(cloud: Cloud, params: Item) -> Item:
     attachment = plug(cloud, eni, instance["InstanceId"], index, card, delete=False)
     cloud.after(
         cloud.attach_delay,
-        functools.partial(
-            settle, cloud, eni["NetworkInterfaceId"], attachment["AttachmentId"]
-        ),
+        functools.partial(settle, cloud, eni["NetworkInterfaceId"], attachment["AttachmentId"]),
     )
     return {"AttachmentId": attachment["AttachmentId"], "NetworkCardIndex": card}
 

@@ -22,10 +22,12 @@ from tests.lab import (
     groups,
     instances,
     interfaces,
+    launches,
     store,
     subnets,
     tags,
     trunks,
+    types,
     vpcs,
 )
 from tests.lab.errors import ApiError
@@ -43,6 +45,8 @@ OPERATIONS: dict[str, Operation] = {
     **vpcs.OPERATIONS,
     **subnets.OPERATIONS,
     **groups.OPERATIONS,
+    **types.OPERATIONS,
+    **launches.OPERATIONS,
     **instances.OPERATIONS,
     **interfaces.OPERATIONS,
     **attachments.OPERATIONS,
@@ -83,7 +87,7 @@ class Cloud(store.Store):
     ) -> None:
         super().__init__(clock)
         self.lock = threading.RLock()
-        self.rng = random.Random(seed)  # noqa: S311  reproducible placement, not a secret
+        self.rng = random.Random(seed)
         self.region = region
         self.account = account
         self.attach_delay = attach_delay
@@ -123,9 +127,9 @@ class Cloud(store.Store):
             result = act(self, params)
         else:
             result = self._once(operation, token, act, params)
-        result = store.copied(result)  # a caller may keep and change what it got
+        answer: Item = store.copied(result)  # a caller may keep and change what it got
         self.run_due()  # with a delay of 0 the consequence is there when the call returns
-        return result
+        return answer
 
     def _once(self, operation: str, token: str, act: Operation, params: Item) -> Item:
         """EC2's idempotency: the same token and request give the first answer again."""

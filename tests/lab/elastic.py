@@ -58,7 +58,7 @@ def associate_address(cloud: Cloud, params: Item) -> Item:
         raise errors.missing("AllocationId")
     address = cloud.need("address", "eipalloc", params["AllocationId"])
     eni = _target(cloud, params)
-    private = params.get("PrivateIpAddress", eni["PrivateIpAddress"])
+    private: str = params.get("PrivateIpAddress") or eni["PrivateIpAddress"]
     row = next((r for r in eni["PrivateIpAddresses"] if r["PrivateIpAddress"] == private), None)
     if row is None:  # the text is not verified against AWS
         raise errors.value(f"{private} is not assigned to {eni['NetworkInterfaceId']}")

@@ -1,13 +1,13 @@
 """Network interfaces from creation to deletion, except being plugged in.
 
-Does not belong here: attaching (attachments.py), addresses after creation (addresses.py).
+Does not belong here: attaching (attachments.py), addresses after creation (draws.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.lab import addresses, attachments, elastic, errors, filters, groups, tags, trunks
+from tests.lab import attachments, draws, elastic, errors, filters, groups, tags, trunks
 
 if TYPE_CHECKING:
     from tests.lab.cloud import Cloud
@@ -40,7 +40,7 @@ _FILTERS = {
     "group-id": "Groups.GroupId",
     "group-name": "Groups.GroupName",
     "interface-type": "InterfaceType",
-    "ipv6-addresses.ipv6-address": "Ipv6Addresses.Ipv6Address",
+    "ipv6-draws.ipv6-address": "Ipv6Addresses.Ipv6Address",
     "mac-address": "MacAddress",
     "network-interface-id": "NetworkInterfaceId",
     "operator.managed": "Operator.Managed",
@@ -126,7 +126,7 @@ def _address_parameters(params: Item) -> list[str]:
 def _first_addresses(cloud: Cloud, eni: Item, params: Item) -> Item:
     """The address members of a new interface, drawn from its subnet; all or nothing."""
     primary, wish = _ipv4_wish(params)
-    wish6 = addresses.Wish(
+    wish6 = draws.Wish(
         6,
         tuple(each["Ipv6Address"] for each in params.get("Ipv6Addresses") or ()),
         params.get("Ipv6AddressCount", 0),
@@ -134,23 +134,23 @@ def _first_addresses(cloud: Cloud, eni: Item, params: Item) -> Item:
         params.get("Ipv6PrefixCount", 0),
     )
     wish6.check()
-    addresses.check_limit(cloud, eni, wish)
-    addresses.check_limit(cloud, eni, wish6)
+    draws.check_limit(cloud, eni, wish)
+    draws.check_limit(cloud, eni, wish6)
     place = (cloud, eni["SubnetId"], eni["NetworkInterfaceId"])
-    drawn = addresses.draw(*place, wish)
+    drawn = draws.draw(*place, wish)
     try:
-        drawn6 = addresses.draw(*place, wish6) if wish6.slots else addresses.Drawn([], [])
+        drawn6 = draws.draw(*place, wish6) if wish6.slots else draws.Drawn([], [])
     except errors.ApiError:
-        addresses.give_back(cloud, eni, drawn.addresses, drawn.prefixes)
+        draws.give_back(cloud, eni, drawn.addresses, drawn.prefixes)
         raise
     first = primary or drawn.addresses[0]
     named = [first, *(each for each in drawn.addresses if each != first)]
     main = bool(params.get("EnablePrimaryIpv6") or params.get("PrimaryIpv6"))
     return {
         "PrivateIpAddress": first,
-        "PrivateDnsName": addresses.private_dns_name(cloud, first),
+        "PrivateDnsName": draws.private_dns_name(cloud, first),
         "PrivateIpAddresses": [
-            addresses.private_entry(cloud, each, primary=each == first) for each in named
+            draws.private_entry(cloud, each, primary=each == first) for each in named
         ],
         "Ipv4Prefixes": [{"Ipv4Prefix": each} for each in drawn.prefixes],
         "Ipv6Addresses": [
@@ -161,7 +161,7 @@ def _first_addresses(cloud: Cloud, eni: Item, params: Item) -> Item:
     }
 
 
-def _ipv4_wish(params: Item) -> tuple[str | None, addresses.Wish]:
+def _ipv4_wish(params: Item) -> tuple[str | None, draws.Wish]:
     """The primary address, if named, and the whole IPv4 wish including it."""
     rows = params.get("PrivateIpAddresses") or []
     marked = [each["PrivateIpAddress"] for each in rows if each.get("Primary")]
@@ -170,7 +170,7 @@ def _ipv4_wish(params: Item) -> tuple[str | None, addresses.Wish]:
         raise errors.combination("Only one primary private IP address can be specified")
     primary = primary or (marked[0] if marked else None)
     others = tuple(each["PrivateIpAddress"] for each in rows if not each.get("Primary"))
-    wish = addresses.Wish(
+    wish = draws.Wish(
         4,
         others,
         params.get("SecondaryPrivateIpAddressCount", 0),
@@ -178,7 +178,7 @@ def _ipv4_wish(params: Item) -> tuple[str | None, addresses.Wish]:
         params.get("Ipv4PrefixCount", 0),
     )
     wish.check()
-    return primary, addresses.Wish(
+    return primary, draws.Wish(
         4,
         (*((primary,) if primary else ()), *others),
         wish.count + (0 if primary else 1),
@@ -216,7 +216,7 @@ def destroy(cloud: Cloud, eni_id: str, *, quietly: bool = False) -> None:
     singles += [each["Ipv6Address"] for each in eni["Ipv6Addresses"]]
     blocks = [each["Ipv4Prefix"] for each in eni["Ipv4Prefixes"]]
     blocks += [each["Ipv6Prefix"] for each in eni["Ipv6Prefixes"]]
-    addresses.give_back(cloud, eni, singles, blocks)
+    draws.give_back(cloud, eni, singles, blocks)
     trunks.dissolve(cloud, eni_id)
     cloud.drop("interface", eni_id)
     if not quietly:

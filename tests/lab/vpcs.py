@@ -190,7 +190,7 @@ def describe_regions(cloud: Cloud, params: Item) -> Item:
 
 def zone_id_stem(region: str) -> str:
     """eu-west-1 -> euw1, as in the zone id euw1-az1."""
-    area, direction, number = region.split("-")[0], region.split("-")[1], region.split("-")[-1]
+    area, *_, direction, number = region.split("-")
     compound = {"northeast": "ne", "southeast": "se", "northwest": "nw", "southwest": "sw"}
     return area + compound.get(direction, direction[0]) + number
 
