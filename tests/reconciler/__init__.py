@@ -1,0 +1,1 @@
+"""The reconciler under test: server, verbs, loop, recovery, daemon."""
