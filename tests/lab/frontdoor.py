@@ -45,7 +45,7 @@ class FrontDoor:
         self.buckets = buckets.Buckets(throttle)
         self.faults = faults.Faults(seed)
         self.settled: Callable[[], None] = lambda: None
-        self._wire = wire.Wire()
+        self._wire = wire.ec2()
         self._request_ids = random.Random(f"request ids {seed}")
 
     def answer(self, form: str, authorization: str | None) -> Reply | None:

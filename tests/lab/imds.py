@@ -252,7 +252,8 @@ class Imds:
 def _walk(root: Tree, path: str) -> str | None:
     """Return the text at `path`, a directory's listing, or None. A final slash is allowed."""
     node: Any = root
-    for name in path.strip("/").split("/"):
+    names = path.strip("/")
+    for name in names.split("/") if names else ():
         if not isinstance(node, dict) or name not in node:
             return None
         node = _made(node[name])

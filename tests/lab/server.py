@@ -60,7 +60,9 @@ class Server(ThreadingHTTPServer):
         self.socket = listener
         self.respond = respond
         self._open: set[socket.socket] = set()
-        self._accepting = threading.Thread(target=self.serve_forever, daemon=True, name="lab-http")
+        self._accepting = threading.Thread(
+            target=self.serve_forever, args=(None,), daemon=True, name="lab-http"
+        )
         self._accepting.start()
 
     @property
@@ -86,6 +88,8 @@ class Server(ThreadingHTTPServer):
 
     def close(self) -> None:
         """Stop accepting, end every open connection, close the socket."""
+        # Nothing polls: a listening socket that is shut down wakes whoever waits on it.
+        self.socket.shutdown(socket.SHUT_RDWR)
         self.shutdown()
         self._accepting.join()
         self.server_close()

@@ -12,10 +12,10 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
@@ -81,21 +81,21 @@ class Wire:
     Compiling the same shape in two threads at once is harmless: both make the same value.
     """
 
-    def __init__(self, model: ServiceModel | None = None) -> None:
-        self._model = model or ServiceModel(Loader().load_service_model("ec2", "service-2"))
+    def __init__(self, model: ServiceModel) -> None:
+        self._model = model
         self._types: dict[str, Type] = {}
 
-    @cached_property
+    @functools.cached_property
     def actions(self) -> frozenset[str]:
         """The names of all operations in the model."""
         return frozenset(self._model.operation_names)
 
-    @cached_property
+    @functools.cached_property
     def version(self) -> str:
         """The API version requests must name."""
         return str(self._model.api_version)
 
-    @cached_property
+    @functools.cached_property
     def namespace(self) -> str:
         """The XML namespace of every reply."""
         return str(self._model.metadata["xmlNamespace"])
@@ -156,6 +156,12 @@ class Wire:
         # Published only when complete, so that no other thread sees a half-made type.
         self._types.update(fresh)
         return made
+
+
+@functools.cache
+def ec2() -> Wire:
+    """Return the wire of the installed botocore's EC2; made once, since the model is large."""
+    return Wire(ServiceModel(Loader().load_service_model("ec2", "service-2")))
 
 
 def error(code: str, message: str, request_id: str) -> bytes:
