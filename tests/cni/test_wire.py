@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -49,16 +50,12 @@ def test_a_request_cut_short_is_refused(request: wire.Request, cut: int) -> None
 
 
 @given(body=st.binary(max_size=80), whole=st.booleans())
-def test_random_bytes_are_a_cni_error_or_a_request(body: bytes, whole: bool) -> None:
+def test_random_bytes_raise_a_cni_error_or_nothing(body: bytes, whole: bool) -> None:
     """No other exception, whether or not they begin as a request does."""
-    try:
+    with suppress(spec.CniError):
         wire.decode_request(wire.MAGIC + body if whole else body)
-    except spec.CniError as error:
-        assert error.code == spec.DECODING_FAILURE
-    try:
+    with suppress(spec.CniError):
         wire.decode_reply(body)
-    except spec.CniError as error:
-        assert error.code == spec.DECODING_FAILURE
 
 
 def text(value: bytes) -> bytes:
