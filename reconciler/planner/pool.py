@@ -1,0 +1,211 @@
+"""How many addresses and interfaces this node should hold, and the EC2 calls that lead there.
+
+The targets are upstream's (WARM_IP_TARGET and MINIMUM_IP_TARGET, else WARM_ENI_TARGET, within MAX_ENI);
+pods that wait come on top of them and first. Nothing is given back while anything is missing or on its
+way, on a picture that EC2 itself did not just show, or before it has rested, so that a plan never undoes
+the one before. The sums are in targets, what may go in release, the counting in stock; when EC2 is
+asked does not belong here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ledger import model
+from reconciler import settings as knobs
+from reconciler.planner import actions, limits, release, stock, targets
+
+TAG_INSTANCE: Final = "node.k8s.amazonaws.com/instance_id"
+TAG_CREATED: Final = "node.k8s.amazonaws.com/createdAt"
+TAG_CLUSTER: Final = "cluster.k8s.amazonaws.com/name"
+TAG_OWNER: Final = "eks:eni:owner"
+
+Steps = tuple[actions.CloudStep, ...]
+Notes = tuple[actions.Note, ...]
+_ORDER: Final = {"pod": 0, "warm": 1, "tidy": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The most this node can carry, and whether one more address could still come."""
+
+    max_addresses: int
+    enis: int
+    could_grow: bool
+    reason: Literal["growing", "node_full"]
+
+
+def capacity(desired: model.Desired, settings: knobs.Settings, limit: limits.Limits) -> Capacity:
+    """Read from the ledger alone. `enis` are those pods may use, `max_addresses` all their slots.
+
+    `could_grow` is true too for addresses on their way and for those on interfaces not yet usable;
+    calls that failed and cooling addresses are left to the caller, who knows the time.
+    """
+    held = stock.count(desired, model.Unknown("not asked", 0), 0)
+    usable = max(targets.most_enis(settings, limit) - (held.enis - _ours(held)), 0)
+    arriving = any(
+        h.eni.state != "usable" and len(h.leased) < len(h.addresses) for h in held.holdings
+    )
+    room = any(h.occupied < limit.slots for h in held.holdings)
+    grow = arriving or room or held.coming > 0 or held.enis < targets.most_enis(settings, limit)
+    return Capacity(usable * limit.slots, usable, grow, "growing" if grow else "node_full")
+
+
+def _ours(held: stock.Stock) -> int:
+    asked = [call for call in held.under_way if isinstance(call, actions.CreateEni)]
+    return len(held.holdings) + len(asked)
+
+
+def cloud_steps(
+    desired: model.Desired,
+    observed: model.ObservedCloud | model.Unknown,
+    settings: knobs.Settings,
+    limit: limits.Limits,
+    now: int,
+    max_pods: int | None = None,
+) -> tuple[Steps, Notes]:
+    """What to ask of EC2 now, pods that wait first, and why; equal arguments give equal steps.
+
+    The ledger must know the primary interface: what is attached already is not guessed.
+    """
+    node = desired.node
+    if node is None or not any(eni.primary for eni in desired.enis):
+        return (), (actions.Note("starting", "this node's own interface is not known yet"),)
+    held = stock.count(desired, observed, now)
+    want = targets.short(held, settings, limit.slots, max_pods)
+    notes = [_summary(held, want)]
+    steps = [*_attach(held, node, settings, limit)]
+    grown, why = _grow(held, node, settings, limit, want, now)
+    steps += grown
+    notes += why
+    steps += _survive_no_instance(held)
+    # Growth, even growth that is barred for now, and giving back exclude each other.
+    gives = [*release.finish(desired, held)]
+    if want == 0 and held.waiting == 0 and held.coming == 0:
+        gives += release.surplus(held, settings, limit, now)
+    gives += release.unattachable(held, settings, limit)
+    backed, doubts = release.confirmed(gives, observed)
+    steps += backed
+    notes += doubts
+    return tuple(sorted(steps, key=lambda s: _ORDER[s.lane])), tuple(notes)
+
+
+def _summary(held: stock.Stock, want: int) -> actions.Note:
+    cooling = held.total - held.leased - held.ready
+    text = (
+        f"{held.total} addresses on {len(held.holdings)} interfaces: {held.leased} leased, "
+        f"{held.ready} ready, {cooling} cooling; {held.coming} on their way, "
+        f"{held.waiting} pods wait, {want} missing"
+    )
+    return actions.Note("pool", text)
+
+
+def _grow(
+    held: stock.Stock,
+    node: model.Node,
+    settings: knobs.Settings,
+    limit: limits.Limits,
+    want: int,
+    now: int,
+) -> tuple[Steps, Notes]:
+    """Fill the fullest interfaces that have room, each by one call, then make new ones."""
+    steps: list[actions.CloudStep] = []
+    whole, unserved = not targets.by_addresses(settings), held.unserved
+
+    def step(action: actions.CloudAction, amount: int) -> None:
+        nonlocal want, unserved
+        lane: actions.Lane = "pod" if unserved > 0 else "warm"
+        cause = (
+            f"{unserved} pods wait" if unserved > 0 else f"{want} addresses below the warm target"
+        )
+        steps.append(actions.CloudStep(action, lane, cause))
+        want, unserved = want - amount, max(unserved - amount, 0)
+
+    for each in sorted(held.holdings, key=_fullest):
+        room = limit.slots - each.occupied
+        amount = room if whole else min(room, want)
+        fits = held.barred.room_in(each.eni.subnet_id)
+        if fits is not None:  # a full subnet: only a pod is worth more tries, each for fewer
+            amount = min(amount, fits, unserved)
+        if want > 0 and amount > 0 and held.may("AssignAddresses", each.eni.eni_id):
+            step(actions.AssignAddresses(each.eni.eni_id, amount), amount)
+    places = targets.most_enis(settings, limit) - held.enis
+    if want > 0 and places > 0 and (hindered := _hindered(held, node)):
+        return tuple(steps), (hindered,)
+    while want > 0 and places > 0:
+        amount = limit.slots if whole else min(want, limit.slots)
+        step(_create(node, amount, settings, now), amount)
+        places -= 1
+    if want > 0:
+        return tuple(steps), (actions.Note("node_full", f"{want} more would not fit on this node"),)
+    return tuple(steps), ()
+
+
+def _fullest(each: stock.Holding) -> tuple[bool, int, int, str]:
+    """Those that can serve at once first, then the fullest: packed ones leave others free to go."""
+    return (each.eni.state != "usable", -each.occupied, each.eni.device, each.eni.eni_id)
+
+
+def _hindered(held: stock.Stock, node: model.Node) -> actions.Note | None:
+    """Why no interface can be made though there is a place for one; None if one can."""
+    if any(isinstance(call, actions.CreateEni | actions.AttachEni) for call in held.doubtful):
+        return actions.Note("growing", "whether a new interface was made is not known yet")
+    if held.barred.room_in(node.subnet_id) is not None:
+        return actions.Note("subnet_full", f"{node.subnet_id} has no room; tried again later")
+    if held.barred.bars("CreateEni", node.subnet_id):
+        return actions.Note(
+            "ec2_error", "the last try to make an interface failed; tried again later"
+        )
+    if not node.security_groups:  # EC2 would take the VPC's default group instead
+        return actions.Note("starting", "the node's security groups are not known yet")
+    return None
+
+
+def _create(node: model.Node, amount: int, settings: knobs.Settings, now: int) -> actions.CreateEni:
+    """Upstream's description and tags, so that its tools and policies keep matching.
+
+    The creation time is in milliseconds here; the provider writes it as RFC 3339.
+    """
+    tags = {TAG_INSTANCE: node.instance_id, TAG_CREATED: str(now)}
+    if settings.cluster_name:
+        tags |= {TAG_CLUSTER: settings.cluster_name, TAG_OWNER: "amazon-vpc-cni"}
+    tags |= dict(settings.additional_eni_tags)
+    return actions.CreateEni(
+        subnet_id=node.subnet_id,
+        security_groups=node.security_groups,
+        description=f"aws-K8S-{node.instance_id}",
+        secondaries=amount,
+        tags=tuple(sorted(tags.items())),
+    )
+
+
+def _attach(
+    held: stock.Stock, node: model.Node, settings: knobs.Settings, limit: limits.Limits
+) -> Iterator[actions.CloudStep]:
+    """Interfaces that were made and belong to nobody yet, each at the lowest free device index."""
+    taken = held.devices | held.barred.devices
+    lane: actions.Lane = "pod" if held.waiting else "warm"
+    for each in held.loose:
+        if len(taken) >= targets.most_enis(settings, limit):
+            return
+        if held.touches(each.eni.eni_id) or not held.may("AttachEni", each.eni.eni_id):
+            continue
+        device = next(index for index in range(1, len(taken) + 2) if index not in taken)
+        taken |= {device}
+        action = actions.AttachEni(each.eni.eni_id, node.instance_id, device)
+        yield actions.CloudStep(action, lane, "made for this node and not attached yet")
+
+
+def _survive_no_instance(held: stock.Stock) -> Iterator[actions.CloudStep]:
+    """Attachments of ours that would outlive the instance: EC2's default, repaired until it is seen."""
+    for each in held.holdings:
+        eni = each.eni
+        if eni.primary or eni.delete_on_termination or eni.attachment_id is None:
+            continue
+        if eni.state == "created" or held.touches(eni.eni_id):
+            continue
+        if held.may("SetDeleteOnTermination", eni.eni_id):
+            action = actions.SetDeleteOnTermination(eni.eni_id, eni.attachment_id)
+            yield actions.CloudStep(action, "tidy", "it would outlive the instance")
