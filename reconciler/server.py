@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Final
 
@@ -83,6 +84,7 @@ class Server:
         self._watched: dict[int, channel.Channel] = {}
         self._accept_at: float | None = None
         self._stopping = False
+        self._serving = False
         self._listener = _listen(path)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
@@ -92,7 +94,34 @@ class Server:
 
     def start(self) -> None:
         """Serve; returns at once. Calls that came before this wait in the kernel's backlog."""
+        self._serving = True
         self._thread.start()
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Run `job` in the server's thread, between two batches, and wait for its end.
+
+        What it raises is raised here. Before `start` and after `stop` it runs in the caller's thread,
+        for then there are no batches; in the server's own thread it runs at once.
+        """
+        ended: futures.Future[None] = futures.Future()
+
+        def report() -> None:
+            try:
+                job()
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                ended.set_exception(error)
+            else:
+                ended.set_result(None)
+
+        with self._lock:
+            elsewhere = self._serving and threading.current_thread() is not self._thread
+            if elsewhere:
+                self._jobs.append(report)
+        if elsewhere:
+            self._wake()
+        else:
+            report()
+        ended.result()
 
     def stop(self, timeout: float) -> None:
         """Take no more calls in, wait `timeout` seconds at most for the open ones, close all.
@@ -133,7 +162,15 @@ class Server:
             self._expire(time.monotonic())
             if batch:
                 self._handle(batch)
+            self._run_jobs()
         self._listener.close()
+        with self._lock:
+            self._serving = False
+        self._run_jobs()
+
+    def _run_jobs(self) -> None:
+        while self._jobs:
+            self._jobs.popleft()()
 
     def _patience(self) -> float | None:
         """Seconds until something is due although nothing happens; None if nothing is."""

@@ -133,7 +133,7 @@ class Verbs:
         failed = [outcome for outcome in outcomes if outcome.error]
         now = self.clock()
         if failed:
-            undone = self.loop.carry_out([actions.Remove(thing) for thing in reversed(wired.host)])
+            undone = self.loop.carry_out(wiring.undo(outcomes))
             with self.ledger.write() as tx:
                 if any(outcome.error for outcome in undone):
                     writes.mark_removing(tx, "lease", str(lease.id), now)
@@ -141,7 +141,7 @@ class Verbs:
                     writes.forget_installed(tx, "lease", str(lease.id), now)
                 writes.end(tx, lease.id, "setup_failed", now, self.settings.ip_cooldown_ms)
             first = failed[0]
-            reason = "ifname_taken" if _is_ifname_taken(first) else "kernel_error"
+            reason = "ifname_taken" if first.result.get("where") == "pod" else "kernel_error"
             raise errors.TryLater(reason, f"{first.error}: {first.text}")
         answer = result.render(pod_result(lease, wired), job.asked.config.cni_version)
         with self.ledger.write() as tx:
@@ -352,11 +352,6 @@ def pod_result(lease: model.Lease, wired: wiring.PodWiring) -> result.Result:
         ),
         ips=(result.Ip(f"{lease.address}/32", 1),),
     )
-
-
-def _is_ifname_taken(outcome: actions.Outcome) -> bool:
-    thing = outcome.action.thing if isinstance(outcome.action, actions.Put) else None
-    return isinstance(thing, model.Link) and outcome.error in {"EEXIST", "EBUSY"}
 
 
 def _veth_lives(lease: model.Lease, observed: model.ObservedKernel) -> bool:

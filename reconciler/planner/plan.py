@@ -28,7 +28,7 @@ def plan(
 
 def eni_links(desired: model.Desired, observed: model.ObservedKernel) -> dict[str, model.Link]:
     """The link of each interface that should be wired, found by MAC (by interface id)."""
-    by_mac = {link.mac: link for link in observed.links if link.kind != "veth" and link.mac}
+    by_mac = {link.mac: link for link in observed.links if link.mac and not wiring.ours(link)}
     return {
         eni.eni_id: by_mac[eni.mac]
         for eni in desired.enis

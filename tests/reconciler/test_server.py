@@ -417,6 +417,30 @@ def test_running_out_of_descriptors_pauses_accepting_and_passes(
         assert read_reply(peer).stdout == b"late"
 
 
+def test_a_job_runs_between_batches_in_the_servers_thread(path: Path) -> None:
+    """`run` waits for its job, raises what it raises, and runs it in place when nobody serves."""
+    seen: list[str] = []
+
+    def job() -> None:
+        seen.append(threading.current_thread().name)
+
+    def failing() -> None:
+        raise ValueError("of the job")
+
+    made = server.Server(path, lambda calls: None)
+    made.run(job)
+    made.start()
+    made.run(job)
+    made.run(lambda: made.run(job))
+    with pytest.raises(ValueError, match="of the job"):
+        made.run(failing)
+    made.stop(1)
+    made.run(job)
+
+    here = threading.current_thread().name
+    assert seen == [here, "door", "door", here]
+
+
 def test_stop_waits_for_the_open_calls(path: Path) -> None:
     waiting: queue.Queue[server.Call] = queue.Queue()
     with new_peer() as peer:
