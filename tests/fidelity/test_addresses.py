@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.fidelity.workshop import Place, Workshop, refused
+from tests.fidelity.workshop import Place, Workshop, nth, refused
 
 
 def usable(cidr: str) -> set[str]:
@@ -58,18 +58,18 @@ def test_a_subnet_too_full_for_the_count_gives_nothing(ec2: Any, make: Workshop)
 
 
 def test_a_named_primary_address_is_given(make: Workshop) -> None:
-    assert make.eni(PrivateIpAddress="10.99.1.77")["PrivateIpAddress"] == "10.99.1.77"
+    subnet = make.subnet(28)
+    eni = make.eni(SubnetId=subnet["SubnetId"], PrivateIpAddress=nth(subnet, 7))
+    assert eni["PrivateIpAddress"] == nth(subnet, 7)
 
 
 def test_named_addresses_may_say_which_is_primary(make: Workshop) -> None:
-    eni = make.eni(
-        PrivateIpAddresses=[
-            {"PrivateIpAddress": "10.99.1.80"},
-            {"PrivateIpAddress": "10.99.1.81", "Primary": True},
-        ]
-    )
-    assert eni["PrivateIpAddress"] == "10.99.1.81"
-    assert make.addresses(eni["NetworkInterfaceId"]) == ["10.99.1.81", "10.99.1.80"]
+    subnet = make.subnet(28)
+    second, first = nth(subnet, 7), nth(subnet, 8)
+    rows = [{"PrivateIpAddress": second}, {"PrivateIpAddress": first, "Primary": True}]
+    eni = make.eni(SubnetId=subnet["SubnetId"], PrivateIpAddresses=rows)
+    assert eni["PrivateIpAddress"] == first
+    assert make.addresses(eni["NetworkInterfaceId"]) == [first, second]
 
 
 def test_a_named_address_that_is_taken_is_refused(ec2: Any, make: Workshop) -> None:
@@ -110,12 +110,9 @@ def test_what_is_no_address_is_refused(ec2: Any, place: Place) -> None:
 def test_a_refused_creation_keeps_no_address(ec2: Any, make: Workshop) -> None:
     """The good one of two named addresses is free afterwards."""
     subnet = make.subnet(28)
-    good = subnet["CidrBlock"].replace(".0/28", ".5")
-    bad = subnet["CidrBlock"].replace(".0/28", ".1")
+    good, bad = nth(subnet, 5), nth(subnet, 1)
     rows = [{"PrivateIpAddress": good, "Primary": True}, {"PrivateIpAddress": bad}]
-    refused(
-        ec2.create_network_interface, SubnetId=subnet["SubnetId"], PrivateIpAddresses=rows
-    )
+    refused(ec2.create_network_interface, SubnetId=subnet["SubnetId"], PrivateIpAddresses=rows)
     assert make.free_count(subnet["SubnetId"]) == 11
     assert make.eni(SubnetId=subnet["SubnetId"], PrivateIpAddress=good)["PrivateIpAddress"] == good
 
@@ -133,9 +130,12 @@ def test_the_reply_of_assign_names_only_the_new_addresses(ec2: Any, make: Worksh
 
 
 def test_a_named_address_is_assigned(ec2: Any, make: Workshop) -> None:
-    eni = make.eni()["NetworkInterfaceId"]
-    ec2.assign_private_ip_addresses(NetworkInterfaceId=eni, PrivateIpAddresses=["10.99.1.90"])
-    assert make.addresses(eni)[1:] == ["10.99.1.90"]
+    subnet = make.subnet(28)
+    eni = make.eni(SubnetId=subnet["SubnetId"], PrivateIpAddress=nth(subnet, 7))
+    ec2.assign_private_ip_addresses(
+        NetworkInterfaceId=eni["NetworkInterfaceId"], PrivateIpAddresses=[nth(subnet, 9)]
+    )
+    assert make.addresses(eni["NetworkInterfaceId"]) == [nth(subnet, 7), nth(subnet, 9)]
 
 
 def test_anothers_address_is_not_assigned(ec2: Any, make: Workshop) -> None:

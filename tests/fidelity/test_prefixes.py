@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.fidelity.workshop import Place, Workshop, refused
+from tests.fidelity.workshop import Place, Workshop, nth, refused
 
 
 def inside(address: str, prefix: str) -> bool:
@@ -33,7 +33,7 @@ def test_prefixes_never_overlap(make: Workshop) -> None:
 
 def test_automatic_addresses_stay_out_of_prefixes(ec2: Any, make: Workshop) -> None:
     subnet = make.subnet(26)
-    first = subnet["CidrBlock"].replace(".0/26", ".5")
+    first = nth(subnet, 5)
     held = prefixes(
         make.eni(SubnetId=subnet["SubnetId"], PrivateIpAddress=first, Ipv4PrefixCount=2)
     )
@@ -43,13 +43,19 @@ def test_automatic_addresses_stay_out_of_prefixes(ec2: Any, make: Workshop) -> N
 
 
 def test_a_named_prefix_is_assigned(ec2: Any, make: Workshop) -> None:
-    eni = make.eni()["NetworkInterfaceId"]
-    reply = ec2.assign_private_ip_addresses(NetworkInterfaceId=eni, Ipv4Prefixes=["10.99.2.64/28"])
-    assert [row["Ipv4Prefix"] for row in reply["AssignedIpv4Prefixes"]] == ["10.99.2.64/28"]
-    assert prefixes(make.shown(eni)) == ["10.99.2.64/28"]
+    subnet = make.subnet(26)
+    eni = make.eni(SubnetId=subnet["SubnetId"], PrivateIpAddress=nth(subnet, 5))
+    prefix = nth(subnet, 16) + "/28"
+    reply = ec2.assign_private_ip_addresses(
+        NetworkInterfaceId=eni["NetworkInterfaceId"], Ipv4Prefixes=[prefix]
+    )
+    assert [row["Ipv4Prefix"] for row in reply["AssignedIpv4Prefixes"]] == [prefix]
+    assert prefixes(make.shown(eni["NetworkInterfaceId"])) == [prefix]
 
 
-@pytest.mark.parametrize("prefix", ["10.99.2.65/28", "10.99.2.64/27", "10.99.2.64", "10.99.99.0/28"])
+@pytest.mark.parametrize(
+    "prefix", ["10.99.2.65/28", "10.99.2.64/27", "10.99.2.64", "10.99.99.0/28"]
+)
 def test_what_is_no_28_of_the_subnet_is_refused(ec2: Any, make: Workshop, prefix: str) -> None:
     code, _ = refused(
         ec2.assign_private_ip_addresses,
@@ -129,9 +135,10 @@ def test_creation_with_prefixes_in_a_full_subnet_says_the_same(ec2: Any, make: W
 def test_a_fragmented_subnet_has_no_blocks(ec2: Any, make: Workshop) -> None:
     """Fifty-five addresses are free, one is taken in each of the four blocks."""
     subnet = make.subnet(26)
-    stem = subnet["CidrBlock"].removesuffix("0/26")
-    rows = [{"PrivateIpAddress": stem + last} for last in ("10", "20", "40", "50")]
-    rows[0]["Primary"] = True  # type: ignore[assignment]
+    rows = [
+        {"PrivateIpAddress": nth(subnet, index), "Primary": index == 10}
+        for index in (10, 20, 40, 50)
+    ]
     eni = make.eni(SubnetId=subnet["SubnetId"], PrivateIpAddresses=rows)["NetworkInterfaceId"]
     code, text = refused(ec2.assign_private_ip_addresses, NetworkInterfaceId=eni, Ipv4PrefixCount=1)
     assert code == "InsufficientCidrBlocks"
@@ -155,7 +162,7 @@ def test_prefixes_and_addresses_exclude_each_other(ec2: Any, make: Workshop) -> 
 def test_automatic_addresses_stay_out_of_reservations(make: Workshop) -> None:
     """Of a /27 one half is reserved; the other half still fills to its last address."""
     subnet = make.subnet(27)
-    upper = subnet["CidrBlock"].replace(".0/27", ".16/28")
+    upper = nth(subnet, 16) + "/28"
     make.reservation(subnet["SubnetId"], upper, "explicit")
     eni = make.eni(SubnetId=subnet["SubnetId"], SecondaryPrivateIpAddressCount=11)
     addresses = [row["PrivateIpAddress"] for row in eni["PrivateIpAddresses"]]
@@ -164,19 +171,17 @@ def test_automatic_addresses_stay_out_of_reservations(make: Workshop) -> None:
 
 def test_a_reserved_address_can_be_named(make: Workshop) -> None:
     subnet = make.subnet(27)
-    make.reservation(
-        subnet["SubnetId"], subnet["CidrBlock"].replace(".0/27", ".16/28"), "explicit"
-    )
-    wanted = subnet["CidrBlock"].replace(".0/27", ".20")
+    make.reservation(subnet["SubnetId"], nth(subnet, 16) + "/28", "explicit")
+    wanted = nth(subnet, 20)
     eni = make.eni(SubnetId=subnet["SubnetId"], PrivateIpAddress=wanted)
     assert eni["PrivateIpAddress"] == wanted
 
 
 def test_automatic_prefixes_stay_out_of_explicit_reservations(ec2: Any, make: Workshop) -> None:
     subnet = make.subnet(26)
-    reserved = subnet["CidrBlock"].replace(".0/26", ".16/28")
+    reserved = nth(subnet, 16) + "/28"
     make.reservation(subnet["SubnetId"], reserved, "explicit")
-    first = subnet["CidrBlock"].replace(".0/26", ".5")
+    first = nth(subnet, 5)
     eni = make.eni(SubnetId=subnet["SubnetId"], PrivateIpAddress=first, Ipv4PrefixCount=1)
     assert prefixes(eni) != [reserved]
 
@@ -184,7 +189,7 @@ def test_automatic_prefixes_stay_out_of_explicit_reservations(ec2: Any, make: Wo
 def test_automatic_prefixes_come_from_a_prefix_reservation(make: Workshop) -> None:
     """And automatic addresses do not."""
     subnet = make.subnet(25)
-    reserved = subnet["CidrBlock"].replace(".0/25", ".64/27")
+    reserved = nth(subnet, 64) + "/27"
     make.reservation(subnet["SubnetId"], reserved, "prefix")
     eni = make.eni(SubnetId=subnet["SubnetId"], Ipv4PrefixCount=2)
     assert all(
@@ -196,7 +201,7 @@ def test_automatic_prefixes_come_from_a_prefix_reservation(make: Workshop) -> No
 
 def test_reservations_are_listed_by_family_and_deleted(ec2: Any, make: Workshop) -> None:
     subnet = make.subnet(26)
-    cidr = subnet["CidrBlock"].replace(".0/26", ".32/28")
+    cidr = nth(subnet, 32) + "/28"
     made = make.reservation(subnet["SubnetId"], cidr, "prefix")
     listed = ec2.get_subnet_cidr_reservations(SubnetId=subnet["SubnetId"])
     assert [row["Cidr"] for row in listed["SubnetIpv4CidrReservations"]] == [cidr]
@@ -212,7 +217,7 @@ def test_reservations_may_not_overlap(ec2: Any, make: Workshop) -> None:
     code, _ = refused(
         ec2.create_subnet_cidr_reservation,
         SubnetId=subnet["SubnetId"],
-        Cidr=subnet["CidrBlock"].replace(".0/26", ".16/28"),
+        Cidr=nth(subnet, 16) + "/28",
         ReservationType="explicit",
     )
     assert code.startswith("Invalid")
@@ -263,7 +268,5 @@ def test_ipv6_not_on_the_interface_cannot_be_unassigned(ec2: Any, make: Workshop
 
 
 def test_a_subnet_without_ipv6_gives_none(ec2: Any, place: Place) -> None:
-    code, _ = refused(
-        ec2.create_network_interface, SubnetId=place.other_subnet, Ipv6AddressCount=1
-    )
+    code, _ = refused(ec2.create_network_interface, SubnetId=place.other_subnet, Ipv6AddressCount=1)
     assert code == "InvalidParameterValue"

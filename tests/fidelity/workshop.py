@@ -6,6 +6,7 @@ Does not belong here: what is tested.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import json
 import time
@@ -58,6 +59,11 @@ class Place:
     group: str
 
 
+def nth(subnet: dict[str, Any], index: int) -> str:
+    """The address of a subnet that many places from its start."""
+    return str(ipaddress.ip_network(subnet["CidrBlock"])[index])
+
+
 def refused(call: Callable[..., Any], **params: Any) -> tuple[str, str]:
     """Call and expect EC2's refusal; returns its code and text."""
     with pytest.raises(ClientError) as caught:
@@ -66,7 +72,7 @@ def refused(call: Callable[..., Any], **params: Any) -> tuple[str, str]:
     return error["Code"], error["Message"]
 
 
-def eventually(look: Callable[[], T], what: str, seconds: float = 60.0) -> T:
+def eventually(look: Callable[[], T | None], what: str, seconds: float = 60.0) -> T:
     """Poll until `look` gives something true: EC2 has no event for a change of state."""
     deadline = time.monotonic() + seconds
     pauses = itertools.chain((0.02,) * 50, itertools.repeat(0.5))
@@ -153,6 +159,14 @@ class Workshop:
         self.wait_attachment(eni_id, "attached")
         return attachment
 
+    def branch_off(self, branch: str, trunk: str, vlan: int = 7) -> dict[str, Any]:
+        """Associate a branch interface with a trunk."""
+        made: dict[str, Any] = self.ec2.associate_trunk_interface(
+            BranchInterfaceId=branch, TrunkInterfaceId=trunk, VlanId=vlan
+        )["InterfaceAssociation"]
+        self._undo.append(lambda: self._part(made["AssociationId"]))
+        return made
+
     # Looking.
 
     def shown(self, eni_id: str) -> dict[str, Any]:
@@ -200,6 +214,10 @@ class Workshop:
             f"{instance_id} terminated",
             300,
         )
+
+    def _part(self, association_id: str) -> None:
+        with contextlib.suppress(ClientError):  # ended already
+            self.ec2.disassociate_trunk_interface(AssociationId=association_id)
 
     def _remove(self, eni_id: str) -> None:
         with contextlib.suppress(ClientError):  # gone already: the test deleted it

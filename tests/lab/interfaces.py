@@ -40,7 +40,7 @@ _FILTERS = {
     "group-id": "Groups.GroupId",
     "group-name": "Groups.GroupName",
     "interface-type": "InterfaceType",
-    "ipv6-draws.ipv6-address": "Ipv6Addresses.Ipv6Address",
+    "ipv6-addresses.ipv6-address": "Ipv6Addresses.Ipv6Address",
     "mac-address": "MacAddress",
     "network-interface-id": "NetworkInterfaceId",
     "operator.managed": "Operator.Managed",

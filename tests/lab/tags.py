@@ -26,7 +26,7 @@ _TAGGED = {
     "sg": ("group", "Tags", "security-group"),
     "scr": ("reservation", "Tags", "subnet-cidr-reservation"),
     "eipalloc": ("address", "Tags", "elastic-ip"),
-    "trunk-assoc": ("trunk", "TagSet", "trunk-interface-association"),
+    "trunk-assoc": ("trunk", "Tags", "trunk-interface-association"),
 }
 _FILTERS = {
     "tag": "_self",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.lab.store import Item
 
 _FILTERS = {
-    "tag": "TagSet",
+    "tag": "Tags",
     "gre-key": "GreKey",
     "interface-protocol": "InterfaceProtocol",
 }
@@ -47,7 +47,7 @@ def associate_trunk_interface(cloud: Cloud, params: Item) -> Item:
         "BranchInterfaceId": branch["NetworkInterfaceId"],
         "TrunkInterfaceId": trunk["NetworkInterfaceId"],
         "InterfaceProtocol": "VLAN" if vlan is not None else "GRE",
-        "TagSet": tags.wanted(params, "trunk-interface-association"),
+        "Tags": tags.wanted(params, "trunk-interface-association"),
         **({"VlanId": vlan} if vlan is not None else {"GreKey": params["GreKey"]}),
     }
     cloud.put("trunk", association_id, association)
