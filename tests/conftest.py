@@ -1,10 +1,22 @@
 """Every test session runs in namespaces of its own (see `tests.lab.spaces`), so no test meets the host.
 
-What does not belong here: fixtures of one room; they stand in that room.
+The exception is a fidelity run against an endpoint elsewhere, which no namespace of ours can reach;
+tests that need namespaces are then skipped. What does not belong here: fixtures of one room.
 """
 
 from __future__ import annotations
 
-from tests.lab.spaces import pytest_cmdline_main
+import os
+from typing import TYPE_CHECKING
 
-__all__ = ["pytest_cmdline_main"]
+from tests.lab import spaces
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Go inside, unless EC2 is outside."""
+    elsewhere = os.environ.get("VPCLEDGER_FIDELITY_ENDPOINT")
+    if not (config.getoption("--ec2-endpoint", None) or elsewhere):
+        spaces.pytest_cmdline_main(config)
