@@ -1,0 +1,332 @@
+"""EC2's hands: `observe` describes this node's interfaces, `apply` carries out one mutation.
+
+Throttled calls are repeated, up to ATTEMPTS times at the pace botocore's adaptive limiter allows; a
+description is repeated after a lost connection too. A mutation whose reply was lost never is: its
+outcome is `unknown`. Results that `Outcome.result` carries, all in JSON's types:
+
+    CreateEni         eni (the fields of model.Eni), addresses (secondaries)
+    AttachEni         attachment_id
+    AssignAddresses   addresses (only the new ones)
+
+The only file with boto3, imported when an Ec2 is made. Deciding what to call, or when to call again
+after an error, does not belong here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from ledger import model
+from reconciler import errors
+from reconciler import settings as knobs
+from reconciler.planner import actions
+from reconciler.providers import interfaces
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS: Final = 10
+"""Tries of a throttled call (20 nodes sharing one account's bucket all got through with 10)."""
+READ_ATTEMPTS: Final = 3
+"""Tries of a description that got no reply."""
+LONGEST_PAUSE_S: Final = 20.0
+BUDGET_S: Final = 60.0
+"""A call that was repeated for so long is given up; the caller's own back-off goes on."""
+PAGE: Final = 1000
+"""A filter and a page size: a description without them is drawn from a smaller bucket."""
+MODEL: Final = Path(__file__).with_name("ec2_model")
+
+ACTION: Final[dict[type[actions.CloudAction], str]] = {
+    actions.CreateEni: "CreateNetworkInterface",
+    actions.AttachEni: "AttachNetworkInterface",
+    actions.SetDeleteOnTermination: "ModifyNetworkInterfaceAttribute",
+    actions.AssignAddresses: "AssignPrivateIpAddresses",
+    actions.UnassignAddresses: "UnassignPrivateIpAddresses",
+    actions.DetachEni: "DetachNetworkInterface",
+    actions.DeleteEni: "DeleteNetworkInterface",
+}
+"""The EC2 action that each verb is."""
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """One EC2 call, repetitions included. `code` is 'ok' or EC2's; `at` its start, in ms."""
+
+    operation: str
+    code: str
+    at: int
+    duration_us: int
+    attempts: int
+
+
+class _Failed(Exception):
+    """A call that gave no result; `unknown` if a mutation may have been carried out."""
+
+    def __init__(self, code: str, text: str, *, unknown: bool, again: bool) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code, self.text, self.unknown = code, text, unknown
+        self.again = again
+        """The same description may give a result if asked again at once."""
+
+    @property
+    def throttled(self) -> bool:
+        return errors.from_ec2(self.code, self.text).reason == "throttled"
+
+
+class Ec2:
+    """EC2 of the node's region, with one session and its connections kept open."""
+
+    def __init__(
+        self,
+        node: model.Node,
+        settings: knobs.Settings,
+        called: Callable[[Call], None] = lambda _call: None,
+    ) -> None:
+        """Import boto3 and make the client; `called` is told of every call when it is over."""
+        self._node, self._called = node, called
+        self._client = _client(node.region, settings)
+        self._subnets: dict[str, str] = {}
+
+    def observe(
+        self, eni_ids: tuple[str, ...] | None = None
+    ) -> model.ObservedCloud | model.Unknown:
+        """These interfaces; without ids those attached to this instance and those tagged as its own.
+
+        `at` is when the first question was sent: what happened later may not be in the answer.
+        """
+        at = _now()
+        own = [("attachment.instance-id", (self._node.instance_id,))]
+        own.append((f"tag:{interfaces.TAG_INSTANCE}", (self._node.instance_id,)))
+        asked = own if eni_ids is None else [("network-interface-id", eni_ids)]
+        try:
+            found = {raw["NetworkInterfaceId"]: raw for q in asked for raw in self._describe(*q)}
+            seen = [self._observed(raw) for raw in found.values()]
+        except _Failed as failed:
+            return model.Unknown(str(failed), at)
+        seen.sort(key=lambda each: (each.eni.device < 0, each.eni.device, each.eni.eni_id))
+        return model.ObservedCloud(at, "ec2", tuple(seen))
+
+    def apply(self, action: actions.CloudAction, token: str) -> actions.Outcome:
+        """Carry it out. `token` makes CreateEni, and no other verb, safe to repeat after a lost reply.
+
+        What is there already, attached already or gone already is success.
+        """
+        try:
+            return actions.Outcome(action, result=self._carry_out(action, token))
+        except _Failed as failed:
+            return actions.Outcome(action, failed.code, failed.text, failed.unknown)
+
+    # ----------------------------------------------------------------------- the verbs
+
+    def _carry_out(self, action: actions.CloudAction, token: str) -> dict[str, object]:
+        match action:
+            case actions.CreateEni():
+                return self._create(action, token)
+            case actions.AttachEni():
+                return self._attach(action)
+            case actions.AssignAddresses(eni_id, count):
+                reply = self._call(
+                    ACTION[type(action)],
+                    NetworkInterfaceId=eni_id,
+                    SecondaryPrivateIpAddressCount=count,
+                )
+                new = reply.get("AssignedPrivateIpAddresses", ())
+                return {"addresses": [each["PrivateIpAddress"] for each in new]}
+            case actions.UnassignAddresses(eni_id, addresses):
+                self._unassign(eni_id, addresses)
+            case actions.SetDeleteOnTermination(eni_id, attachment_id):
+                change = {"AttachmentId": attachment_id, "DeleteOnTermination": True}
+                self._call(ACTION[type(action)], NetworkInterfaceId=eni_id, Attachment=change)
+            case actions.DetachEni(_, attachment_id):
+                self._gone_is_fine(ACTION[type(action)], AttachmentId=attachment_id)
+            case actions.DeleteEni(eni_id):
+                self._gone_is_fine(ACTION[type(action)], NetworkInterfaceId=eni_id)
+        return {}
+
+    def _create(self, action: actions.CreateEni, token: str) -> dict[str, object]:
+        self._subnet_cidr(action.subnet_id)  # so that nothing can fail once the interface is made
+        parameters = interfaces.create_parameters(action, token)
+        raw = self._call("CreateNetworkInterface", **parameters)["NetworkInterface"]
+        made = self._observed(raw)
+        eni = dataclasses.replace(made.eni, managed=True)
+        return {"eni": dataclasses.asdict(eni), "addresses": list(made.addresses)}
+
+    def _attach(self, action: actions.AttachEni) -> dict[str, object]:
+        try:
+            reply = self._call(
+                "AttachNetworkInterface",
+                NetworkInterfaceId=action.eni_id,
+                InstanceId=action.instance_id,
+                DeviceIndex=action.device,
+                NetworkCardIndex=action.card,
+            )
+            return {"attachment_id": reply["AttachmentId"]}
+        except _Failed as failed:
+            if failed.code != "InvalidNetworkInterface.InUse":
+                raise
+            for raw in self._describe("network-interface-id", (action.eni_id,)):
+                attachment = raw.get("Attachment", {})
+                place = (attachment.get("InstanceId"), attachment.get("DeviceIndex"))
+                if place == (action.instance_id, action.device):
+                    return {"attachment_id": attachment["AttachmentId"]}
+            raise
+
+    def _unassign(self, eni_id: str, addresses: tuple[str, ...]) -> None:
+        """EC2 refuses all of them if one is gone, without saying which."""
+        try:
+            self._gone_is_fine(
+                "UnassignPrivateIpAddresses",
+                NetworkInterfaceId=eni_id,
+                PrivateIpAddresses=list(addresses),
+            )
+        except _Failed as failed:
+            if failed.code != "InvalidParameterValue" or "not assigned" not in failed.text:
+                raise
+            still = {
+                private["PrivateIpAddress"]
+                for raw in self._describe("network-interface-id", (eni_id,))
+                for private in raw.get("PrivateIpAddresses", ())
+            }
+            left = [address for address in addresses if address in still]
+            if len(left) == len(addresses):
+                raise
+            if left:
+                self._gone_is_fine(
+                    "UnassignPrivateIpAddresses", NetworkInterfaceId=eni_id, PrivateIpAddresses=left
+                )
+
+    def _gone_is_fine(self, operation: str, **parameters: Any) -> None:
+        try:
+            self._call(operation, **parameters)
+        except _Failed as failed:
+            begun = failed.code == "IncorrectState" and "detaching" in failed.text
+            if not failed.code.endswith(".NotFound") and not begun:
+                raise
+
+    # ----------------------------------------------------------------------- the calls
+
+    def _observed(self, raw: Json) -> model.ObservedEni:
+        return interfaces.observed(raw, self._subnet_cidr(raw["SubnetId"]), self._node)
+
+    def _subnet_cidr(self, subnet_id: str) -> str:
+        """A subnet's IPv4 block never changes, so it is asked for once."""
+        if subnet_id not in self._subnets:
+            reply = self._call(
+                "DescribeSubnets", Filters=[{"Name": "subnet-id", "Values": [subnet_id]}]
+            )
+            for subnet in reply["Subnets"]:
+                self._subnets[subnet["SubnetId"]] = subnet["CidrBlock"]
+        if subnet_id not in self._subnets:
+            raise _Failed("InvalidSubnetID.NotFound", subnet_id, unknown=False, again=False)
+        return self._subnets[subnet_id]
+
+    def _describe(self, name: str, values: tuple[str, ...]) -> Iterator[Json]:
+        """All pages of DescribeNetworkInterfaces under one filter."""
+        more: Json = {}
+        while True:
+            page = self._call(
+                "DescribeNetworkInterfaces",
+                Filters=[{"Name": name, "Values": list(values)}],
+                MaxResults=PAGE,
+                **more,
+            )
+            yield from page["NetworkInterfaces"]
+            if not page.get("NextToken"):
+                return
+            more = {"NextToken": page["NextToken"]}
+
+    def _call(self, operation: str, **parameters: Any) -> Json:
+        """One call with its repetitions; _Failed if there is no result in the end."""
+        at, started, attempt, code = _now(), time.monotonic(), 0, "ok"
+        try:
+            while True:
+                attempt += 1
+                try:
+                    return self._send(operation, parameters)
+                except _Failed as failed:
+                    code = failed.code
+                    most = ATTEMPTS if failed.throttled else READ_ATTEMPTS if failed.again else 1
+                    if attempt >= most or time.monotonic() - started > BUDGET_S:
+                        raise
+                code = "ok"
+                # Full jitter, so that nodes that were throttled together do not return together.
+                pause = min(LONGEST_PAUSE_S, 0.5 * 2**attempt)
+                time.sleep(random.uniform(0, pause))  # noqa: S311  (no secret)
+        finally:
+            spent = int((time.monotonic() - started) * 1e6)
+            self._called(Call(operation, code, at, spent, attempt))
+
+    def _send(self, operation: str, parameters: Json) -> Json:
+        """One request; botocore's errors become _Failed."""
+        from botocore import exceptions, xform_name
+        from botocore.parsers import ResponseParserError
+
+        reads = operation.startswith("Describe")
+        try:
+            reply: Json = getattr(self._client, xform_name(operation))(**parameters)
+            return reply
+        except exceptions.ClientError as error:
+            code, text = error.response["Error"]["Code"], error.response["Error"]["Message"]
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            broken = status >= 500 and errors.from_ec2(code, text).reason != "throttled"
+            raise _Failed(
+                code, text, unknown=broken and not reads, again=broken and reads
+            ) from None
+        except (exceptions.HTTPClientError, exceptions.SSLError, ResponseParserError) as error:
+            raise _Failed(_code(error), str(error), unknown=not reads, again=reads) from None
+        except exceptions.BotoCoreError as error:  # no connection, no credentials: nothing was sent
+            away = isinstance(error, exceptions.ConnectionError)
+            raise _Failed(_code(error), str(error), unknown=False, again=away and reads) from None
+
+
+def _code(error: Exception) -> str:
+    """A code for what has none from EC2, such as ReadTimeout; see errors.from_ec2."""
+    name = type(error).__name__
+    return name if name == "EndpointConnectionError" else name.removesuffix("Error")
+
+
+def _client(region: str, settings: knobs.Settings) -> Any:
+    """The one client of this process; without the pruned model it works and is 22 MB larger."""
+    import boto3
+    import botocore.session
+    from botocore.config import Config
+    from botocore.loaders import Loader
+
+    session = botocore.session.get_session()
+    if MODEL.is_dir():
+        session.register_component("data_loader", Loader(extra_search_paths=[str(MODEL)]))
+    else:
+        log.warning("no pruned EC2 model at %s: the full one costs 22 MB; `make` builds it", MODEL)
+    session.set_config_variable("ec2_metadata_service_endpoint", settings.imds_endpoint)
+    session.set_config_variable("metadata_service_num_attempts", 3)
+    return boto3.Session(botocore_session=session, region_name=region).client(
+        "ec2",
+        endpoint_url=settings.ec2_endpoint or None,
+        config=Config(
+            # botocore would repeat an Assign whose reply was lost; only its limiter is wanted.
+            retries={"mode": "adaptive", "total_max_attempts": 1},
+            connect_timeout=min(5, settings.http_timeout_s),
+            read_timeout=settings.http_timeout_s,
+            tcp_keepalive=True,
+            user_agent_extra=f"amazon-vpc-cni-k8s/{_version()}",
+        ),
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("vpcledger")
+    except metadata.PackageNotFoundError:
+        return "0"
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

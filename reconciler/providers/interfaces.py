@@ -1,0 +1,102 @@
+"""EC2's description of a network interface as our nouns, and our wish for one in EC2's parameters.
+
+Shapes are those of DescribeNetworkInterfaces and CreateNetworkInterface (EC2 API reference); tags are
+the upstream CNI's. Calling EC2 does not belong here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Final
+
+from ledger import model
+from reconciler.planner import actions
+
+TAG_INSTANCE: Final = "node.k8s.amazonaws.com/instance_id"
+TAG_NO_MANAGE: Final = "node.k8s.amazonaws.com/no_manage"
+TAG_CREATED: Final = "node.k8s.amazonaws.com/createdAt"
+TAG_INTENT: Final = "vpcledger/intent"
+"""The token of the intent that made the interface; only we write it."""
+
+_STATES: Final[dict[str, model.EniState]] = {
+    "attaching": "attaching",
+    "attached": "attached",
+    "detaching": "detaching",
+    "detached": "created",
+}
+
+Json = dict[str, Any]
+
+
+def observed(raw: Json, subnet_cidr: str, node: model.Node) -> model.ObservedEni:
+    """One entry of DescribeNetworkInterfaces or CreateNetworkInterface's answer."""
+    tags = {tag["Key"]: tag["Value"] for tag in raw.get("TagSet", ())}
+    private = raw.get("PrivateIpAddresses", ())
+    return model.ObservedEni(
+        eni=_eni(raw, tags, subnet_cidr, node),
+        addresses=tuple(a["PrivateIpAddress"] for a in private if not a.get("Primary")),
+        prefixes=tuple(p["Ipv4Prefix"] for p in raw.get("Ipv4Prefixes", ())),
+        tags=tags,
+    )
+
+
+def _eni(raw: Json, tags: dict[str, str], subnet_cidr: str, node: model.Node) -> model.Eni:
+    attachment = raw.get("Attachment", {})
+    attached_at = attachment.get("AttachTime")
+    here = attachment.get("InstanceId", node.instance_id) == node.instance_id
+    device, card = attachment.get("DeviceIndex", -1), attachment.get("NetworkCardIndex", 0)
+    primary = here and device == 0 and card == 0
+    return model.Eni(
+        eni_id=raw["NetworkInterfaceId"],
+        mac=raw["MacAddress"],
+        subnet_id=raw["SubnetId"],
+        subnet_cidr=subnet_cidr,
+        primary_ip=raw.get("PrivateIpAddress", ""),
+        device=device,
+        card=card,
+        kind=raw.get("InterfaceType", "interface"),
+        primary=primary,
+        managed=primary or (here and _managed(tags, node)),
+        state=_STATES[attachment.get("Status", "detached")],
+        attachment_id=attachment.get("AttachmentId"),
+        delete_on_termination=attachment.get("DeleteOnTermination", False),
+        attached_at=int(attached_at.timestamp() * 1000) if attached_at else None,
+    )
+
+
+def _managed(tags: dict[str, str], node: model.Node) -> bool:
+    """Upstream's order: no_manage decides if it is there, else the instance's own tag.
+
+    Unlike upstream, an interface without either tag stays its owner's.
+    """
+    if TAG_NO_MANAGE in tags:
+        return tags[TAG_NO_MANAGE] != "true"
+    return tags.get(TAG_INSTANCE) == node.instance_id
+
+
+def create_parameters(wish: actions.CreateEni, token: str) -> Json:
+    """CreateNetworkInterface's parameters; equal arguments give equal ones, or EC2 refuses the token."""
+    tags = {key: _created(value) if key == TAG_CREATED else value for key, value in wish.tags}
+    tags[TAG_INTENT] = token
+    parameters: Json = {
+        "SubnetId": wish.subnet_id,
+        "Groups": list(wish.security_groups),
+        "Description": wish.description,
+        "ClientToken": token,
+        "TagSpecifications": [
+            {
+                "ResourceType": "network-interface",
+                "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
+            }
+        ],
+    }
+    if wish.secondaries:
+        parameters["SecondaryPrivateIpAddressCount"] = wish.secondaries
+    return parameters
+
+
+def _created(milliseconds: str) -> str:
+    """RFC 3339 in UTC, as upstream's cleanup of leaked interfaces reads it."""
+    return dt.datetime.fromtimestamp(int(milliseconds) // 1000, dt.UTC).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )
