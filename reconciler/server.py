@@ -78,6 +78,7 @@ class Server:
     def __init__(self, path: Path, handler: Callable[[list[Call]], None]) -> None:
         self._handler = handler
         self._changed = threading.Condition()
+        self._jobs: deque[Callable[[], None]] = deque()
         self._open: dict[Call, channel.Channel] = {}
         self._ending = 0
         self._unsent: deque[channel.Channel] = deque()
@@ -113,7 +114,7 @@ class Server:
             else:
                 ended.set_result(None)
 
-        with self._lock:
+        with self._changed:
             elsewhere = self._serving and threading.current_thread() is not self._thread
             if elsewhere:
                 self._jobs.append(report)
@@ -164,7 +165,7 @@ class Server:
                 self._handle(batch)
             self._run_jobs()
         self._listener.close()
-        with self._lock:
+        with self._changed:
             self._serving = False
         self._run_jobs()
 

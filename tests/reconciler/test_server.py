@@ -427,7 +427,7 @@ def test_a_job_runs_between_batches_in_the_servers_thread(path: Path) -> None:
     def failing() -> None:
         raise ValueError("of the job")
 
-    made = server.Server(path, lambda calls: None)
+    made = server.Server(path, lambda _: None)
     made.run(job)
     made.start()
     made.run(job)
