@@ -19,7 +19,18 @@ from ledger import database, migrate, model, reads
 from reconciler import errors
 from reconciler import settings as knobs
 
-TABLES = ("leases", "addresses", "enis", "pods", "requests", "intents", "calls", "findings", "settings", "journal")
+TABLES = (
+    "leases",
+    "addresses",
+    "enis",
+    "pods",
+    "requests",
+    "intents",
+    "calls",
+    "findings",
+    "settings",
+    "journal",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _question(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own types are private
+def _question(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
     parser.add_argument("--ledger", type=Path, help="a ledger file (default: this node's)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -77,7 +88,9 @@ def _open(arguments: argparse.Namespace, settings: knobs.Settings) -> database.L
 # --------------------------------------------------------------------------- commands
 
 
-def _daemon(_: argparse.Namespace, settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
+def _daemon(
+    _: argparse.Namespace, settings: knobs.Settings, readings: Sequence[knobs.Reading]
+) -> int:
     from reconciler import daemon
 
     return daemon.run(settings, readings)
@@ -182,7 +195,9 @@ def _print(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     cells = [[_cell(row[column]) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in (columns, *cells):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
 
 
 def _cell(value: object) -> str:

@@ -52,7 +52,9 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     migrate.bring_to_head(Path(settings.ledger_path))
     with database.Ledger.open(Path(settings.ledger_path)) as book:
         with book.write() as tx:
-            writes.record_settings(tx, [(r.name, r.value, r.raw, r.source) for r in readings], clock())
+            writes.record_settings(
+                tx, [(r.name, r.value, r.raw, r.source) for r in readings], clock()
+            )
         daemon = Daemon(book, settings, publisher)
         try:
             daemon.start()

@@ -85,7 +85,8 @@ class Loop:
 
     def _mend(self, observed: model.ObservedKernel | model.Unknown) -> None:
         """Runs on the engine thread: no ADD or DEL can come between this plan and its effect, so an old
-        look cannot take away what a new pod was just given."""
+        look cannot take away what a new pod was just given.
+        """
         plan = self._plan_kernel(observed)
         outcomes = self.carry_out(plan.kernel)
         with self.ledger.write() as tx:

@@ -16,6 +16,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 from reconciler import errors
 
@@ -46,7 +47,7 @@ def _capset(capabilities: int) -> None:
 
 def effective() -> int:
     """The calling thread's effective capabilities as a bit mask."""
-    with open("/proc/thread-self/status", encoding="ascii") as status:
+    with Path("/proc/thread-self/status").open(encoding="ascii") as status:
         for line in status:
             if line.startswith("CapEff:"):
                 return int(line.split()[1], 16)
@@ -55,7 +56,8 @@ def effective() -> int:
 
 def _shrink_bounding_set(keep: int) -> None:
     """Drop what may ever be gained from the bounding set; needs CAP_SETPCAP, without it exec can give
-    nothing to an ordinary user anyway (no_new_privs)."""
+    nothing to an ordinary user anyway (no_new_privs).
+    """
     for capability in range(_CAP_LAST + 1):
         if capability == keep:
             continue
@@ -73,7 +75,8 @@ def become(uid: int) -> None:
     """
     if not effective() >> CAP_NET_ADMIN & 1:
         raise errors.Refused(
-            "bad_setting", "the daemon needs CAP_NET_ADMIN: start it as root, it drops the rest itself"
+            "bad_setting",
+            "the daemon needs CAP_NET_ADMIN: start it as root, it drops the rest itself",
         )
     _shrink_bounding_set(CAP_NET_ADMIN)
     if uid and os.getuid() == 0:

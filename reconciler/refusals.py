@@ -45,7 +45,9 @@ def no_address(tx: database.Read, settings: knobs.Settings, now: int) -> NoAddre
             return NoAddress(type(known)(known.reason, detail), may_come=False)
     capacity = pool.capacity(desired, settings, limit)
     if capacity.could_grow:
-        under_way = ", ".join(i.operation for i in desired.intents if i.state in {"planned", "sent"})
+        under_way = ", ".join(
+            i.operation for i in desired.intents if i.state in {"planned", "sent"}
+        )
         detail = f"waiting for {under_way}" if under_way else "EC2 is being asked for more"
         return NoAddress(errors.TryLater("growing", detail), may_come=True)
     cooled_at = reads.next_cooled_at(tx, now)

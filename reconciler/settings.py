@@ -117,9 +117,7 @@ class Settings:
     ec2_endpoint: str = knob("AWS_EC2_ENDPOINT", "", _text)
     """URL of the EC2 API; empty means AWS's own for the region."""
 
-    imds_endpoint: str = knob(
-        "AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254", _text
-    )
+    imds_endpoint: str = knob("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254", _text)
     """URL of the instance metadata service; a path prefix is allowed."""
 
     http_timeout_s: int = knob("HTTP_TIMEOUT", 10, _integer(10))
@@ -158,9 +156,7 @@ class Settings:
     """User the daemon becomes after its start as root; it keeps CAP_NET_ADMIN and nothing else. 0 keeps
     the user and still drops all other capabilities."""
 
-    boot_id_path: str = knob(
-        "VPCLEDGER_BOOT_ID_PATH", "/proc/sys/kernel/random/boot_id", _text
-    )
+    boot_id_path: str = knob("VPCLEDGER_BOOT_ID_PATH", "/proc/sys/kernel/random/boot_id", _text)
     """File whose content changes with every boot."""
 
     add_wait_ms: int = knob("VPCLEDGER_ADD_WAIT", 5_000, _seconds_as_ms)

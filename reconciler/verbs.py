@@ -298,9 +298,7 @@ class Verbs:
             self._record(tx, job, 0, "", "")
         job.call.answer(wire.Reply())
 
-    def _record(
-        self, tx: database.Write, job: Job, code: int, reason: str, detail: str
-    ) -> None:
+    def _record(self, tx: database.Write, job: Job, code: int, reason: str, detail: str) -> None:
         namespace, name = job.asked.pod
         writes.record_request(
             tx,

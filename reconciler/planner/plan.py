@@ -49,7 +49,9 @@ def _kernel(
             if eni.eni_id in links:
                 wanted += wiring.eni(eni, links[eni.eni_id].name, settings)
             else:
-                notes.append(actions.Note("eni_not_seen", f"{eni.eni_id} has no link with {eni.mac}"))
+                notes.append(
+                    actions.Note("eni_not_seen", f"{eni.eni_id} has no link with {eni.mac}")
+                )
     present = {link.name for link in observed.links}
     for row in desired.installed:
         if row.owner_kind != "lease" or row.state == "removing":
@@ -58,7 +60,9 @@ def _kernel(
         if name is None or name in present:
             wanted.append(row.thing)
         elif isinstance(row.thing, model.Link):
-            notes.append(actions.Note("pod_link_gone", f"{name}, lease {row.owner}: sandbox is gone"))
+            notes.append(
+                actions.Note("pod_link_gone", f"{name}, lease {row.owner}: sandbox is gone")
+            )
     named = tuple(row.thing for row in desired.installed)
     return wiring.diff(tuple(wanted), observed, named), tuple(notes)
 
