@@ -65,7 +65,7 @@ class Store:
         self._past: dict[str, dict[str, Timeline]] = collections.defaultdict(dict)
         self._gone: collections.deque[tuple[float, str, str]] = collections.deque()
         self._births: dict[str, int] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = itertools.count(1)
         self._firing: float | None = None
 
@@ -115,7 +115,7 @@ class Store:
         """A number that grows in the order in which things were created."""
         return self._births.get(identifier, 0)
 
-    def after(self, seconds: float, action: Callable[[], None]) -> None:
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
         """Run `action` that many seconds from now, by the clock."""
         heapq.heappush(self._timers, (self.moment() + seconds, next(self._sequence), action))
 
