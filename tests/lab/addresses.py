@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def assign_private_ip_addresses(cloud: Cloud, params: Item) -> Item:
-    """AssignPrivateIpAddresses: the reply names only what is new."""
+    """AssignPrivateIpAddresses: the reply names only what is new.
+
+    One exception, not verified against AWS: with AllowReassignment, a named address the interface
+    has already counts as assigned, so that saying the same twice is harmless.
+    """
     eni = cloud.need("interface", "eni", params["NetworkInterfaceId"])
     wish = draws.Wish(
         4,
