@@ -80,7 +80,9 @@ def _association(cloud: Cloud, block: str) -> Item:
 
 
 def _ipv6_association(cloud: Cloud) -> Item:
-    start = (0x2A05D018 << 96) | (cloud.rng.getrandbits(24) << 72)
+    # Never 0 in the last byte, so that every block reads "...00::/56" and is easy to cut.
+    start = (0x2A05D018 << 96) | (cloud.rng.getrandbits(16) << 80)
+    start |= cloud.rng.randrange(1, 256) << 72
     return {
         "AssociationId": cloud.new_id("vpc-cidr-assoc"),
         "Ipv6CidrBlock": str(ipaddress.IPv6Network((start, 56))),
