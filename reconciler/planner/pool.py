@@ -81,11 +81,10 @@ def cloud_steps(
     steps += grown
     notes += why
     steps += _survive_no_instance(held)
-    # Growth, even growth that is barred for now, and giving back exclude each other.
-    gives = [*release.finish(desired, held)]
-    if want == 0 and held.waiting == 0 and held.coming == 0:
+    gives = [*release.finish(desired, held), *release.unattachable(held, settings, limit)]
+    # Growth, barred for now or not yet complete, and giving back exclude each other.
+    if not (want or held.waiting or held.coming or held.loose):
         gives += release.surplus(held, settings, limit, now)
-    gives += release.unattachable(held, settings, limit)
     backed, doubts = release.confirmed(gives, observed)
     steps += backed
     notes += doubts

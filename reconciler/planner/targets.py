@@ -29,13 +29,14 @@ def short(
     `max_pods` is the most pods the node may run (None: not known): no more addresses than that.
     """
     owned = held.total + held.coming
-    if max_pods is not None and owned >= max_pods:
-        return 0
     if by_addresses(settings):
-        return max(
+        missing = max(
             settings.warm_ip_target - held.spare, settings.minimum_ip_target - owned, held.unserved
         )
-    return max(warm_enis(settings, slots) - held.spare, 0)
+    else:
+        missing = warm_enis(settings, slots) - held.spare
+    allowed = missing if max_pods is None else max_pods - owned
+    return max(min(missing, allowed), 0)
 
 
 def warm_enis(settings: knobs.Settings, slots: int) -> int:

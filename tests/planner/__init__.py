@@ -1,0 +1,1 @@
+"""Tests of the planner: pure functions, no namespaces, no lab."""
