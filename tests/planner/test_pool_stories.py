@@ -60,7 +60,7 @@ GIVES = actions.AssignAddresses | actions.CreateEni
 
 
 @given(TARGETS, some.integers(1, 5), some.integers(1, 6), EVENTS)
-@effort(max_examples=150, deadline=None)
+@effort(max_examples=300, deadline=None)
 def test_every_story_comes_to_rest_and_stays_within_limits(
     settings: knobs.Settings, enis: int, slots: int, events: list[tuple[str, int]]
 ) -> None:

@@ -1,0 +1,1 @@
+"""Tests of the hands, each against the neighbour it touches."""
