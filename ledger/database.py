@@ -38,7 +38,7 @@ class Statement:
         dialect = sqlite.dialect(paramstyle="named")
         compiled = clause.compile(dialect=dialect, column_keys=columns)
         assert isinstance(compiled, SQLCompiler)
-        constants = [name for name, bind in compiled.binds.items() if bind.value is not None]
+        constants = [name for name, bind in compiled.binds.items() if not bind.required]
         if constants:
             raise ValueError(f"constants {constants} are bound, not written: {compiled}")
         self.sql = str(compiled)
@@ -61,11 +61,24 @@ class Read:
         row: Row | None = self._connection.execute(statement.sql, params).fetchone()
         return row
 
-    def dicts(self, sql: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def dicts(
+        self, sql: str, params: Mapping[str, Any], most: int | None = None
+    ) -> list[dict[str, Any]]:
         """The rows of a SELECT given as text, by column name; for what is printed, not for nouns."""
         cursor = self._connection.execute(sql, params)
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
+        names = [column[0] for column in cursor.description or ()]
+        found = cursor.fetchall() if most is None else cursor.fetchmany(most)
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+    @contextlib.contextmanager
+    def only(self, codes: frozenset[int]) -> Iterator[None]:
+        """Within the block SQLite refuses statements that do anything but these authorizer codes."""
+        allow, deny = sqlite3.SQLITE_OK, sqlite3.SQLITE_DENY
+        self._connection.set_authorizer(lambda code, *_: allow if code in codes else deny)
+        try:
+            yield
+        finally:
+            self._connection.set_authorizer(None)
 
 
 class Write(Read):

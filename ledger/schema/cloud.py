@@ -134,5 +134,10 @@ Index(
     addresses.c.rested_since,
     sqlite_where=sql("state = 'assigned'"),
 )
-Index("addresses_of_eni", addresses.c.eni_id)
+Index(
+    "live_addresses_of_eni",
+    addresses.c.eni_id,
+    addresses.c.family,
+    sqlite_where=sql("released_at IS NULL"),
+)
 Index("tombstones", addresses.c.released_at, sqlite_where=sql("released_at IS NOT NULL"))

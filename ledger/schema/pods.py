@@ -67,7 +67,12 @@ Index(
     unique=True,
     sqlite_where=sql("ended_at IS NULL"),
 )
-Index("open_leases_of_eni", leases.c.eni_id, sqlite_where=sql("ended_at IS NULL"))
+Index(
+    "open_leases_of_eni",
+    leases.c.eni_id,
+    leases.c.family,
+    sqlite_where=sql("ended_at IS NULL"),
+)
 Index("leases_by_address", leases.c.address, leases.c.claimed_at)
 Index("leases_by_pod", leases.c.pod_name, leases.c.pod_namespace)
 Index("leases_by_container", leases.c.container_id)

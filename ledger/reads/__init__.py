@@ -1,0 +1,56 @@
+"""Every question we ask, by name: `nouns` for the reconciler, `answers` for whoever looks.
+
+A question that only an operator has belongs on the SQL page, asked of the public views.
+"""
+
+from __future__ import annotations
+
+from ledger.reads.answers import (
+    TABLES,
+    QueryRefused,
+    explain_address,
+    explain_eni,
+    explain_pod,
+    query,
+    show,
+)
+from ledger.reads.nouns import (
+    Counts,
+    desired,
+    eni,
+    free_count,
+    installed_for,
+    late_delete,
+    lease,
+    namesakes,
+    next_cooled_at,
+    next_retry_at,
+    node,
+    open_lease,
+    unknown_intents,
+    waiting,
+)
+
+__all__ = [
+    "TABLES",
+    "Counts",
+    "QueryRefused",
+    "desired",
+    "eni",
+    "explain_address",
+    "explain_eni",
+    "explain_pod",
+    "free_count",
+    "installed_for",
+    "late_delete",
+    "lease",
+    "namesakes",
+    "next_cooled_at",
+    "next_retry_at",
+    "node",
+    "open_lease",
+    "query",
+    "show",
+    "unknown_intents",
+    "waiting",
+]

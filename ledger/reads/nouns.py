@@ -1,0 +1,218 @@
+"""What the reconciler asks: the open rows as nouns, and the few sums it decides by.
+
+Text for a person does not belong here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, bindparam, case, func, literal_column, select
+
+from ledger import model, rows, schema
+from ledger.database import Read, Statement
+
+_leases, _addresses, _enis = schema.leases, schema.addresses, schema.enis
+_intents, _installed = schema.intents, schema.installed
+_ONE: ColumnElement[int] = literal_column("1")
+_ZERO: ColumnElement[int] = literal_column("0")
+_OPEN = _leases.c.ended_at.is_(None)
+_LIVE = _addresses.c.released_at.is_(None)
+_HOLDS = (_leases.c.address == _addresses.c.address) & _OPEN
+_OPEN_STATES = [schema.word(state) for state in ("planned", "sent", "unknown")]
+
+_NODE = Statement(select(*rows.NODE))
+_ENI = Statement(select(*rows.ENI).where(_enis.c.eni_id == bindparam("eni_id")))
+_ENIS = Statement(
+    select(*rows.ENI).where(_enis.c.gone_at.is_(None)).order_by(_enis.c.device, _enis.c.eni_id)
+)
+_PREFIXES = Statement(select(*rows.PREFIX).where(schema.prefixes.c.released_at.is_(None)))
+_ADDRESSES = Statement(
+    select(*rows.ADDRESS, _leases.c.id.is_not(None))
+    .select_from(_addresses.outerjoin(_leases, _HOLDS))
+    .where(_LIVE)
+)
+_LEASE = Statement(select(*rows.LEASE).where(_leases.c.id == bindparam("id")))
+_LEASES = Statement(select(*rows.LEASE).where(_OPEN).order_by(_leases.c.id))
+_WAITING = Statement(
+    select(*rows.LEASE)
+    .where(_OPEN, _leases.c.state == schema.word("waiting"))
+    .order_by(_leases.c.id)
+)
+_OF_KEY = Statement(
+    select(*rows.LEASE).where(
+        _leases.c.container_id == bindparam("container_id"),
+        _leases.c.ifname == bindparam("ifname"),
+        _leases.c.family == bindparam("family"),
+        _OPEN,
+    )
+)
+_INSTALLED = Statement(select(*rows.INSTALLED).order_by(_installed.c.id))
+_INSTALLED_FOR = Statement(
+    select(*rows.INSTALLED)
+    .where(
+        _installed.c.owner_kind == bindparam("owner_kind"), _installed.c.owner == bindparam("owner")
+    )
+    .order_by(_installed.c.id)
+)
+_NAMESAKES = Statement(
+    select(_installed.c.owner)
+    .where(
+        _installed.c.place == schema.word("host"),
+        _installed.c.kind == schema.word("link"),
+        _installed.c.key == bindparam("key"),
+        _installed.c.owner_kind == schema.word("lease"),
+        _installed.c.owner != bindparam("owner"),
+    )
+    .distinct()
+)
+_INTENTS = Statement(
+    select(*rows.INTENT)
+    .where(
+        _intents.c.state.in_(_OPEN_STATES)
+        | ((_intents.c.state == schema.word("failed")) & (_intents.c.retry_at > bindparam("now")))
+    )
+    .order_by(_intents.c.id)
+)
+_UNKNOWN = Statement(
+    select(*rows.INTENT)
+    .where(_intents.c.state.in_([schema.word("sent"), schema.word("unknown")]))
+    .order_by(_intents.c.id)
+)
+_NEXT_RETRY = Statement(
+    select(func.min(_intents.c.retry_at)).where(
+        _intents.c.state == schema.word("failed"), _intents.c.retry_at > bindparam("now")
+    )
+)
+_LATE_DELETE = Statement(
+    select(schema.late_deletes.c.at).where(
+        schema.late_deletes.c.container_id == bindparam("container_id"),
+        schema.late_deletes.c.ifname == bindparam("ifname"),
+    )
+)
+_usable = (_enis.c.state == schema.word("usable")) & (_enis.c.managed == _ONE)
+_rested = _addresses.c.cooling_until <= bindparam("now")
+_free = (
+    (_leases.c.id.is_(None))
+    & _usable
+    & (_addresses.c.state == schema.word("assigned"))
+    & _addresses.c.absent_since.is_(None)
+)
+
+
+def _sum(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.coalesce(func.sum(case((condition, _ONE), else_=_ZERO)), _ZERO)
+
+
+_WITH_ALL = _addresses.join(_enis, _enis.c.eni_id == _addresses.c.eni_id).outerjoin(_leases, _HOLDS)
+_COUNTS = Statement(
+    select(
+        func.count(),
+        _sum(_leases.c.id.is_not(None)),
+        _sum(_free & _rested),
+        _sum(_free & ~_rested),
+        _sum(_addresses.c.state == schema.word("quarantine")),
+    )
+    .select_from(_WITH_ALL)
+    .where(_LIVE)
+)
+_NEXT_COOLED = Statement(
+    select(func.min(_addresses.c.cooling_until))
+    .select_from(_WITH_ALL)
+    .where(_LIVE, _free, ~_rested)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Addresses by use. `free` can be leased this moment; unusable ones are only in `total`."""
+
+    total: int
+    leased: int
+    free: int
+    cooling: int
+    quarantine: int
+
+
+def desired(tx: Read, now: int) -> model.Desired:
+    """All a plan needs, in one snapshot: live rows, open intents and those that back off."""
+    return model.Desired(
+        node=node(tx),
+        enis=tuple(map(rows.eni, tx.all(_ENIS))),
+        prefixes=tuple(model.Prefix(*row) for row in tx.all(_PREFIXES)),
+        addresses=tuple(map(rows.address, tx.all(_ADDRESSES))),
+        leases=tuple(map(rows.lease, tx.all(_LEASES))),
+        installed=tuple(map(rows.installed, tx.all(_INSTALLED))),
+        intents=tuple(map(rows.intent, tx.all(_INTENTS, now=now))),
+    )
+
+
+def node(tx: Read) -> model.Node | None:
+    """Who this machine is; None before instance metadata was first heard."""
+    row = tx.one(_NODE)
+    return None if row is None else rows.node(row)
+
+
+def eni(tx: Read, eni_id: str) -> model.Eni | None:
+    """One interface, also one that is gone."""
+    row = tx.one(_ENI, eni_id=eni_id)
+    return None if row is None else rows.eni(row)
+
+
+def open_lease(tx: Read, container_id: str, ifname: str, family: int = 4) -> model.Lease | None:
+    """The open lease of a sandbox interface."""
+    row = tx.one(_OF_KEY, container_id=container_id, ifname=ifname, family=family)
+    return None if row is None else rows.lease(row)
+
+
+def lease(tx: Read, lease_id: int) -> model.Lease | None:
+    """One lease, open or ended."""
+    row = tx.one(_LEASE, id=lease_id)
+    return None if row is None else rows.lease(row)
+
+
+def waiting(tx: Read) -> tuple[model.Lease, ...]:
+    """Leases that wait for an address, the oldest first."""
+    return tuple(map(rows.lease, tx.all(_WAITING)))
+
+
+def installed_for(tx: Read, owner_kind: model.OwnerKind, owner: str) -> tuple[model.Installed, ...]:
+    """The kernel objects of one owner, in the order in which they were planned."""
+    return tuple(map(rows.installed, tx.all(_INSTALLED_FOR, owner_kind=owner_kind, owner=owner)))
+
+
+def namesakes(tx: Read, host_ifname: str, lease_id: int) -> tuple[int, ...]:
+    """Other leases whose host link has this name: sandboxes that a pod of that name had before."""
+    key = model.Link(host_ifname).key[1:]
+    found = tx.all(_NAMESAKES, key=" ".join(key), owner=str(lease_id))
+    return tuple(int(owner) for (owner,) in found)
+
+
+def free_count(tx: Read, now: int) -> Counts:
+    """How many addresses there are, by use."""
+    row = tx.one(_COUNTS, now=now)
+    assert row is not None
+    return Counts(*row)
+
+
+def next_cooled_at(tx: Read, now: int) -> int | None:
+    """When the next cooling address can be leased again (ms); None if none cools."""
+    row = tx.one(_NEXT_COOLED, now=now)
+    return None if row is None else row[0]
+
+
+def unknown_intents(tx: Read) -> tuple[model.Intent, ...]:
+    """Calls of which the outcome is not known: the reply was lost, or the daemon died before it."""
+    return tuple(map(rows.intent, tx.all(_UNKNOWN)))
+
+
+def next_retry_at(tx: Read, now: int) -> int | None:
+    """When the next refused call may be made again (ms); None if none backs off."""
+    row = tx.one(_NEXT_RETRY, now=now)
+    return None if row is None else row[0]
+
+
+def late_delete(tx: Read, container_id: str, ifname: str) -> int | None:
+    """When a deletion came for this sandbox while no lease was open; None if none did."""
+    row = tx.one(_LATE_DELETE, container_id=container_id, ifname=ifname)
+    return None if row is None else int(row[0])

@@ -1,0 +1,93 @@
+"""Every change we make, by name; each writes its journal line in the caller's transaction.
+
+`leases` who holds an address, `cloud` what EC2 lets us have, `kernel` what we installed, `intents` what
+was asked of EC2, `record` what was said and found. Reading does not belong here.
+"""
+
+from __future__ import annotations
+
+from ledger.writes.cloud import (
+    address_quarantine,
+    addresses_assigned,
+    addresses_released,
+    addresses_releasing,
+    adopt,
+    eni_attaching,
+    eni_created,
+    eni_dot,
+    eni_gone,
+    eni_state,
+    record_boot,
+    record_node,
+)
+from ledger.writes.intents import (
+    intent_done,
+    intent_failed,
+    intent_sent,
+    intent_unknown,
+    plan_intent,
+)
+from ledger.writes.journal import line
+from ledger.writes.kernel import (
+    Taken,
+    all_pending,
+    forget_installed,
+    forget_owner_installed,
+    installed_failed,
+    mark_installed,
+    mark_owner_installed,
+    mark_owner_removing,
+    mark_removing,
+    plan_installed,
+)
+from ledger.writes.leases import activate, claim, end, mark_in_doubt, note_late_delete
+from ledger.writes.record import (
+    close_finding,
+    open_finding,
+    prune,
+    record_call,
+    record_request,
+    record_settings,
+)
+
+__all__ = [
+    "Taken",
+    "activate",
+    "address_quarantine",
+    "addresses_assigned",
+    "addresses_released",
+    "addresses_releasing",
+    "adopt",
+    "all_pending",
+    "claim",
+    "close_finding",
+    "end",
+    "eni_attaching",
+    "eni_created",
+    "eni_dot",
+    "eni_gone",
+    "eni_state",
+    "forget_installed",
+    "forget_owner_installed",
+    "installed_failed",
+    "intent_done",
+    "intent_failed",
+    "intent_sent",
+    "intent_unknown",
+    "line",
+    "mark_in_doubt",
+    "mark_installed",
+    "mark_owner_installed",
+    "mark_owner_removing",
+    "mark_removing",
+    "note_late_delete",
+    "open_finding",
+    "plan_installed",
+    "plan_intent",
+    "prune",
+    "record_boot",
+    "record_call",
+    "record_node",
+    "record_request",
+    "record_settings",
+]

@@ -1,0 +1,266 @@
+"""Who holds an address: claimed, activated, ended, in doubt after a reboot.
+
+An observation never ends a lease (decision 2), so nothing here takes one. The schema's indexes are
+the referee; the choice made here only aims to please it. What the kernel needs for a lease does not
+belong here.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, bindparam, func, insert, literal_column, select, update
+from sqlalchemy.dialects import sqlite
+
+from ledger import model, rows, schema
+from ledger.database import Statement, Write
+from ledger.writes import journal
+
+_leases, _addresses, _enis = schema.leases, schema.addresses, schema.enis
+_ONE: ColumnElement[int] = literal_column("1")
+
+_OPEN = Statement(
+    select(*rows.LEASE).where(
+        _leases.c.container_id == bindparam("container_id"),
+        _leases.c.ifname == bindparam("ifname"),
+        _leases.c.family == bindparam("family"),
+        _leases.c.ended_at.is_(None),
+    )
+)
+
+_held = (
+    select(func.count())
+    .select_from(_addresses)
+    .where(
+        _addresses.c.eni_id == _enis.c.eni_id,
+        _addresses.c.family == bindparam("family"),
+        _addresses.c.released_at.is_(None),
+    )
+    .scalar_subquery()
+)
+_leased = (
+    select(func.count())
+    .select_from(_leases)
+    .where(
+        _leases.c.eni_id == _enis.c.eni_id,
+        _leases.c.family == bindparam("family"),
+        _leases.c.ended_at.is_(None),
+    )
+    .scalar_subquery()
+)
+# Every open lease has a live address row, so an interface without a surplus cannot have a free one.
+_FULLEST_WITH_ROOM = Statement(
+    select(_enis.c.eni_id)
+    .where(_enis.c.state == schema.word("usable"), _enis.c.managed == _ONE, _held > _leased)
+    .order_by(_leased.desc(), _enis.c.device)
+)
+_LONGEST_RESTED = Statement(
+    select(_addresses.c.address)
+    .where(
+        _addresses.c.eni_id == bindparam("eni_id"),
+        _addresses.c.family == bindparam("family"),
+        _addresses.c.state == schema.word("assigned"),
+        _addresses.c.cooling_until <= bindparam("now"),
+        _addresses.c.absent_since.is_(None),
+        ~select(_ONE)
+        .where(_leases.c.address == _addresses.c.address, _leases.c.ended_at.is_(None))
+        .exists(),
+    )
+    .order_by(_addresses.c.rested_since)
+)
+_INSERT = Statement(
+    insert(_leases),
+    [column.name for column in _leases.c if column.name not in {"id", "activated_at", "ended_at"}],
+)
+_STOP_WAITING = Statement(
+    update(_leases)
+    .where(_leases.c.id == bindparam("id"))
+    .values(
+        {
+            name: bindparam(name)
+            for name in ("network", "netns", "host_ifname", "host_mac", "boot_id", "pod_uid")
+        }
+        | {name: bindparam(name) for name in ("state", "address", "eni_id", "claimed_at", "reason")}
+    )
+    .returning(*rows.LEASE)
+)
+_ACTIVATE = Statement(
+    update(_leases)
+    .where(
+        _leases.c.id == bindparam("id"),
+        _leases.c.state.in_([schema.word("reserved"), schema.word("in_doubt")]),
+    )
+    .values(state=schema.word("active"), activated_at=bindparam("activated_at"))
+    .returning(_leases.c.address, _leases.c.eni_id)
+)
+_END = Statement(
+    update(_leases)
+    .where(_leases.c.id == bindparam("id"), _leases.c.ended_at.is_(None))
+    .values(state=schema.word("ended"), ended_at=bindparam("ended_at"), reason=bindparam("reason"))
+    .returning(*rows.LEASE)
+)
+_REST = Statement(
+    update(_addresses)
+    .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
+    .values(rested_since=bindparam("rested_since"), cooling_until=bindparam("cooling_until"))
+)
+_OF_OTHER_BOOTS = Statement(
+    select(_leases.c.id, _leases.c.state, _leases.c.address)
+    .where(
+        _leases.c.ended_at.is_(None),
+        _leases.c.boot_id != bindparam("boot_id"),
+        _leases.c.state != schema.word("in_doubt"),
+    )
+    .order_by(_leases.c.id)
+)
+_DOUBT = Statement(
+    update(_leases).where(_leases.c.id == bindparam("id")).values(state=schema.word("in_doubt"))
+)
+_late = sqlite.insert(schema.late_deletes)
+_LATE_DELETE = Statement(
+    _late.on_conflict_do_update(
+        index_elements=["container_id", "ifname"], set_={"at": _late.excluded["at"]}
+    ),
+    ("container_id", "ifname", "at"),
+)
+
+
+def claim(
+    tx: Write,
+    *,
+    container_id: str,
+    ifname: str,
+    network: str,
+    netns: str,
+    pod_namespace: str,
+    pod_name: str,
+    pod_uid: str,
+    boot_id: str,
+    host_ifname: str,
+    host_mac: str,
+    family: int = 4,
+    now: int,
+) -> model.Lease:
+    """The lease of this sandbox interface: the one it has, or a new one, reserved or waiting.
+
+    A held lease is returned unchanged, so that asking twice gives the same address. Otherwise the
+    longest-rested address on the fullest usable interface is taken: full interfaces stay full, and the
+    others can be given back. With none free the lease waits (reason 'growing') and is tried again by
+    the next claim of the same key.
+    """
+    key = {"container_id": container_id, "ifname": ifname, "family": family}
+    row = tx.one(_OPEN, **key)
+    held = None if row is None else rows.lease(row)
+    if held is not None and held.state != "waiting":
+        return held
+    address, eni_id = _choose(tx, family, now)
+    if held is not None and address is None:
+        return held
+    state: model.LeaseState = "waiting" if address is None else "reserved"
+    reason = "growing" if address is None else ""
+    attempt = {
+        "network": network,
+        "netns": netns,
+        "host_ifname": host_ifname,
+        "host_mac": host_mac,
+        "boot_id": boot_id,
+        "pod_uid": pod_uid,
+        "state": state,
+        "address": address,
+        "eni_id": eni_id,
+        "reason": reason,
+    }
+    claimed_at = None if address is None else now
+    if held is not None:
+        again = tx.one(_STOP_WAITING, id=held.id, claimed_at=claimed_at, **attempt)
+        assert again is not None
+        lease = rows.lease(again)
+    else:
+        pod = {"pod_namespace": pod_namespace, "pod_name": pod_name}
+        made = tx.run(_INSERT, **key, **pod, **attempt, claimed_at=claimed_at, created_at=now)
+        lease = model.Lease(
+            made.lastrowid or 0,
+            container_id,
+            ifname,
+            network,
+            netns,
+            state,
+            address,
+            eni_id,
+            family,
+            host_ifname,
+            host_mac,
+            pod_namespace,
+            pod_name,
+            pod_uid,
+            boot_id,
+            now,
+            None,
+            reason,
+        )
+    kind = "lease.waiting" if address is None else "lease.claimed"
+    who = f"{pod_namespace}/{pod_name} {ifname}"
+    journal.line(tx, now, kind, who, reason, lease_id=lease.id, eni_id=eni_id, address=address)
+    return lease
+
+
+def _choose(tx: Write, family: int, now: int) -> tuple[str | None, str | None]:
+    for (eni_id,) in tx.all(_FULLEST_WITH_ROOM, family=family):
+        found = tx.one(_LONGEST_RESTED, eni_id=eni_id, family=family, now=now)
+        if found is not None:
+            return found[0], eni_id
+    return None, None
+
+
+def activate(tx: Write, lease_id: int, now: int) -> None:
+    """The sandbox is wired (or was found to be, for a lease in doubt). An active one stays as it is."""
+    row = tx.one(_ACTIVATE, id=lease_id, activated_at=now)
+    if row is not None:
+        address, eni_id = row
+        journal.line(
+            tx, now, "lease.active", address, lease_id=lease_id, eni_id=eni_id, address=address
+        )
+
+
+def end(tx: Write, lease_id: int, reason: str, now: int, cooling_ms: int) -> model.Lease | None:
+    """End an open lease and let its address cool for `cooling_ms`; None if it was not open.
+
+    `reason` is a reason code; the schema refuses an empty one.
+    """
+    row = tx.one(_END, id=lease_id, ended_at=now, reason=reason)
+    if row is None:
+        return None
+    lease = rows.lease(row)
+    if lease.address is not None:
+        tx.run(_REST, of=lease.address, rested_since=now, cooling_until=now + cooling_ms)
+    journal.line(
+        tx,
+        now,
+        "lease.ended",
+        f"{lease.pod_namespace}/{lease.pod_name} {lease.ifname}",
+        reason,
+        lease_id=lease_id,
+        eni_id=lease.eni_id,
+        address=lease.address,
+    )
+    return lease
+
+
+def mark_in_doubt(tx: Write, boot_id: str, now: int) -> int:
+    """After a reboot: leases of other boots are in doubt, waiting ones end; how many in doubt.
+
+    They keep their addresses until two sources have agreed that the sandbox is gone.
+    """
+    doubtful = 0
+    for lease_id, state, address in tx.all(_OF_OTHER_BOOTS, boot_id=boot_id):
+        if state == "waiting":
+            end(tx, lease_id, "reboot", now, cooling_ms=0)
+            continue
+        tx.run(_DOUBT, id=lease_id)
+        journal.line(tx, now, "lease.in_doubt", address, lease_id=lease_id, address=address)
+        doubtful += 1
+    return doubtful
+
+
+def note_late_delete(tx: Write, container_id: str, ifname: str, now: int) -> None:
+    """Remember a deletion for an unknown sandbox, so that an addition after it is refused."""
+    tx.run(_LATE_DELETE, container_id=container_id, ifname=ifname, at=now)
+    journal.line(tx, now, "lease.late_delete", f"{container_id} {ifname}")
