@@ -15,12 +15,7 @@ from typing import Final, Literal
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import actions, limits, release, stock, targets
-
-TAG_INSTANCE: Final = "node.k8s.amazonaws.com/instance_id"
-TAG_CREATED: Final = "node.k8s.amazonaws.com/createdAt"
-TAG_CLUSTER: Final = "cluster.k8s.amazonaws.com/name"
-TAG_OWNER: Final = "eks:eni:owner"
+from reconciler.planner import actions, limits, release, stock, tags, targets
 
 Steps = tuple[actions.CloudStep, ...]
 Notes = tuple[actions.Note, ...]
@@ -163,20 +158,17 @@ def _hindered(held: stock.Stock, node: model.Node) -> actions.Note | None:
 
 
 def _create(node: model.Node, amount: int, settings: knobs.Settings, now: int) -> actions.CreateEni:
-    """Upstream's description and tags, so that its tools and policies keep matching.
-
-    The creation time is in milliseconds here; the provider writes it as RFC 3339.
-    """
-    tags = {TAG_INSTANCE: node.instance_id, TAG_CREATED: str(now)}
+    """With upstream's description and tags."""
+    labels = {tags.INSTANCE: node.instance_id, tags.CREATED: str(now)}
     if settings.cluster_name:
-        tags |= {TAG_CLUSTER: settings.cluster_name, TAG_OWNER: "amazon-vpc-cni"}
-    tags |= dict(settings.additional_eni_tags)
+        labels |= {tags.CLUSTER: settings.cluster_name, tags.OWNER: "amazon-vpc-cni"}
+    labels |= dict(settings.additional_eni_tags)
     return actions.CreateEni(
         subnet_id=node.subnet_id,
         security_groups=node.security_groups,
         description=f"aws-K8S-{node.instance_id}",
         secondaries=amount,
-        tags=tuple(sorted(tags.items())),
+        tags=tuple(sorted(labels.items())),
     )
 
 

@@ -26,7 +26,7 @@ from typing import Any, Final
 from ledger import model
 from reconciler import errors
 from reconciler import settings as knobs
-from reconciler.planner import actions
+from reconciler.planner import actions, tags
 from reconciler.providers import interfaces
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Ec2:
         """
         at = _now()
         own = [("attachment.instance-id", (self._node.instance_id,))]
-        own.append((f"tag:{interfaces.TAG_INSTANCE}", (self._node.instance_id,)))
+        own.append((f"tag:{tags.INSTANCE}", (self._node.instance_id,)))
         asked = own if eni_ids is None else [("network-interface-id", eni_ids)]
         try:
             found = {raw["NetworkInterfaceId"]: raw for q in asked for raw in self._describe(*q)}

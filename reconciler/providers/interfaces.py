@@ -10,13 +10,7 @@ import datetime as dt
 from typing import Any, Final
 
 from ledger import model
-from reconciler.planner import actions
-
-TAG_INSTANCE: Final = "node.k8s.amazonaws.com/instance_id"
-TAG_NO_MANAGE: Final = "node.k8s.amazonaws.com/no_manage"
-TAG_CREATED: Final = "node.k8s.amazonaws.com/createdAt"
-TAG_INTENT: Final = "vpcledger/intent"
-"""The token of the intent that made the interface; only we write it."""
+from reconciler.planner import actions, tags
 
 _STATES: Final[dict[str, model.EniState]] = {
     "attaching": "attaching",
@@ -30,17 +24,17 @@ Json = dict[str, Any]
 
 def observed(raw: Json, subnet_cidr: str, node: model.Node) -> model.ObservedEni:
     """One entry of DescribeNetworkInterfaces or CreateNetworkInterface's answer."""
-    tags = {tag["Key"]: tag["Value"] for tag in raw.get("TagSet", ())}
+    labels = {tag["Key"]: tag["Value"] for tag in raw.get("TagSet", ())}
     private = raw.get("PrivateIpAddresses", ())
     return model.ObservedEni(
-        eni=_eni(raw, tags, subnet_cidr, node),
+        eni=_eni(raw, labels, subnet_cidr, node),
         addresses=tuple(a["PrivateIpAddress"] for a in private if not a.get("Primary")),
         prefixes=tuple(p["Ipv4Prefix"] for p in raw.get("Ipv4Prefixes", ())),
-        tags=tags,
+        tags=labels,
     )
 
 
-def _eni(raw: Json, tags: dict[str, str], subnet_cidr: str, node: model.Node) -> model.Eni:
+def _eni(raw: Json, labels: dict[str, str], subnet_cidr: str, node: model.Node) -> model.Eni:
     attachment = raw.get("Attachment", {})
     attached_at = attachment.get("AttachTime")
     here = attachment.get("InstanceId", node.instance_id) == node.instance_id
@@ -56,7 +50,7 @@ def _eni(raw: Json, tags: dict[str, str], subnet_cidr: str, node: model.Node) ->
         card=card,
         kind=raw.get("InterfaceType", "interface"),
         primary=primary,
-        managed=primary or (here and _managed(tags, node)),
+        managed=primary or (here and _managed(labels, node)),
         state=_STATES[attachment.get("Status", "detached")],
         attachment_id=attachment.get("AttachmentId"),
         delete_on_termination=attachment.get("DeleteOnTermination", False),
@@ -64,20 +58,20 @@ def _eni(raw: Json, tags: dict[str, str], subnet_cidr: str, node: model.Node) ->
     )
 
 
-def _managed(tags: dict[str, str], node: model.Node) -> bool:
+def _managed(labels: dict[str, str], node: model.Node) -> bool:
     """Upstream's order: no_manage decides if it is there, else the instance's own tag.
 
     Unlike upstream, an interface without either tag stays its owner's.
     """
-    if TAG_NO_MANAGE in tags:
-        return tags[TAG_NO_MANAGE] != "true"
-    return tags.get(TAG_INSTANCE) == node.instance_id
+    if tags.NO_MANAGE in labels:
+        return labels[tags.NO_MANAGE] != "true"
+    return labels.get(tags.INSTANCE) == node.instance_id
 
 
 def create_parameters(wish: actions.CreateEni, token: str) -> Json:
     """CreateNetworkInterface's parameters; equal arguments give equal ones, or EC2 refuses the token."""
-    tags = {key: _created(value) if key == TAG_CREATED else value for key, value in wish.tags}
-    tags[TAG_INTENT] = token
+    labels = {key: _created(value) if key == tags.CREATED else value for key, value in wish.tags}
+    labels[tags.INTENT] = token
     parameters: Json = {
         "SubnetId": wish.subnet_id,
         "Groups": list(wish.security_groups),
@@ -86,7 +80,7 @@ def create_parameters(wish: actions.CreateEni, token: str) -> Json:
         "TagSpecifications": [
             {
                 "ResourceType": "network-interface",
-                "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
+                "Tags": [{"Key": key, "Value": value} for key, value in labels.items()],
             }
         ],
     }
