@@ -49,6 +49,18 @@ class PodWiring:
     sysctls: tuple[model.Sysctl, ...]
 
     @property
+    def link(self) -> model.Link:
+        """The veth pair."""
+        assert isinstance(self.host[0], model.Link)
+        return self.host[0]
+
+    @property
+    def end(self) -> model.Link:
+        """The pair's other end as the pod sees it; not to be put, only to be compared."""
+        link = self.link
+        return model.Link(link.peer, mac=link.peer_mac, mtu=link.mtu, index=link.index + 1)
+
+    @property
     def things(self) -> tuple[model.KernelObject, ...]:
         """All of it, as the ledger writes it down."""
         return (*self.host, *self.pod, *self.sysctls)
@@ -67,17 +79,18 @@ def table(eni: model.Eni) -> int:
     return eni.device + 1 if eni.device else MAIN
 
 
-def host_ifname(lease: model.Lease, settings: knobs.Settings) -> str:
-    """The host veth's name: prefix and the first 11 hex digits of SHA-1("namespace.pod").
+def host_ifname(prefix: str, namespace: str, name: str) -> str:
+    """The host veth's name: prefix and the first 11 hex digits of SHA-1("namespace.name").
 
-    Tools (the network policy agent among them) find a pod's link by this. A second interface of a pod
-    adds its own name to the hash; a sandbox without pod name is hashed by container id.
+    Tools (the network policy agent among them) find a pod's link by this, so nothing else is hashed.
     """
-    parts = [lease.pod_namespace, lease.pod_name] if lease.pod_name else [lease.container_id]
-    if lease.ifname != "eth0":
-        parts.append(lease.ifname)
-    digest = hashlib.sha1(".".join(parts).encode(), usedforsecurity=False).hexdigest()
-    return settings.veth_prefix + digest[:11]
+    digest = hashlib.sha1(f"{namespace}.{name}".encode(), usedforsecurity=False).hexdigest()
+    return prefix + digest[:11]
+
+
+def alias(lease_id: int) -> str:
+    """The mark on the host link of a lease."""
+    return f"{MARK}{lease_id}"
 
 
 def pod_mac(host_mac: str) -> str:
@@ -100,7 +113,7 @@ def pod(lease: model.Lease, eni: model.Eni, settings: knobs.Settings) -> PodWiri
         lease.host_ifname,
         mac=lease.host_mac,
         mtu=settings.mtu,
-        alias=f"{MARK}{lease.id}",
+        alias=alias(lease.id),
         peer=lease.ifname,
         peer_mac=pod_mac(lease.host_mac),
         index=_FIRST_INDEX + 2 * (lease.id % _INDEXES),
@@ -188,29 +201,23 @@ def diff(
 
 
 def compare(
-    wanted: Iterable[model.KernelObject],
-    host: model.ObservedKernel,
-    pod: model.ObservedKernel | None = None,
+    wanted: Iterable[model.KernelObject], observed: model.ObservedKernel | model.Unknown
 ) -> tuple[str, ...]:
     """A sentence for each wanted object that is missing or different; none means all is well.
 
-    `pod` is what the pod's own namespace showed; without it objects in there are passed over, as are
-    sysctls. A missing mark is no difference: packets do not mind.
+    `observed` is the namespace in which all of them belong; sysctls are passed over. A missing mark is
+    no difference: packets do not mind.
     """
-    here = {"host": _by_key(host), "pod": _by_key(pod) if pod else {}}
+    if isinstance(observed, model.Unknown):
+        return (f"the kernel could not be asked: {observed.why}",)
+    here = _by_key(observed)
     found: list[str] = []
     for thing in wanted:
-        where = getattr(thing, "where", "host")
-        if isinstance(thing, model.Sysctl) or (where == "pod" and pod is None):
+        if isinstance(thing, model.Sysctl):
             continue
-        found += _sentences(thing, here[where].get(thing.key, ()))
-        if isinstance(thing, model.Link) and thing.peer and pod is not None:
-            inner = model.Link(thing.peer, kind="", mac=thing.peer_mac, mtu=thing.mtu, up=thing.up)
-            found += [
-                f"in the pod: {text}" for text in _sentences(inner, here["pod"].get(inner.key, ()))
-            ]
-        if isinstance(thing, model.Link) and host.peers.get(thing.name) is False:
-            found.append(f"link {thing.name} has lost its other end")
+        found += _sentences(thing, here.get(thing.key, ()))
+        if isinstance(thing, model.Link) and observed.peers.get(thing.name) is False:
+            found.append(f"{describe(thing)} has lost its other end")
     return tuple(found)
 
 

@@ -1,0 +1,183 @@
+"""A list of puts and removals carried out over rtnetlink in few sends, each with its outcome.
+
+Links come first in what they need: an index is looked up once, or known because the pair is made here.
+Already there and already gone are success; a link is told by its alias or MAC, never by name alone.
+What a message looks like is rtnetlink's, which steps there are the planner's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from ledger import model
+from reconciler.planner import actions
+from reconciler.providers import channel, rtnetlink
+from reconciler.providers.netlink import Message, Refusal
+
+_THERE = frozenset({"EEXIST"})
+_GONE = frozenset({"ENOENT", "ESRCH", "ENODEV", "EADDRNOTAVAIL", "ENXIO"})
+_NO_POD = Refusal("EBADF", "the pod's namespace was not handed over")
+_NOT_HERE = Refusal("EOPNOTSUPP", "sysctls are written by the launcher")
+
+
+class Batch:
+    """One carrying out: `host` is the node's channel, `pod` the one inside the pod's namespace."""
+
+    def __init__(
+        self, host: channel.Channel, pod: channel.Channel | None, netns_fd: int | None
+    ) -> None:
+        self._host, self._pod, self._netns_fd = host, pod, netns_fd
+        self._indexes: dict[tuple[model.Where, str], int] = {}
+
+    def carry_out(self, steps: Sequence[actions.KernelAction]) -> list[actions.Outcome]:
+        """What became of each step, in order; no step stops another."""
+        outcomes: list[actions.Outcome] = []
+        for (what, verb), run in itertools.groupby(steps, key=_kind):
+            if what != "link":
+                outcomes += self._change(list(run))
+            elif verb == "put":
+                outcomes += map(self._put_link, run)
+            else:
+                outcomes += map(self._remove_link, run)
+        return outcomes
+
+    # ------------------------------------------------------------------ links
+
+    def _put_link(self, step: actions.KernelAction) -> actions.Outcome:
+        assert isinstance(step.thing, model.Link)
+        if step.thing.kind == "veth" and step.thing.peer:
+            return self._put_veth(step, step.thing)
+        return _outcome(step, self._set_link(step.thing))
+
+    def _put_veth(self, step: actions.KernelAction, link: model.Link) -> actions.Outcome:
+        """Make the pair whole: both ends up, marked; one that is ours already is set right."""
+        if self._netns_fd is None or self._pod is None:
+            return _outcome(step, _NO_POD)
+        refused = self._one(self._host, rtnetlink.create_veth(link, link.index, self._netns_fd))
+        made = refused is None
+        if refused is not None:
+            found = self._find(self._host, link.name)
+            if found is None or not _same(link, found):
+                taken = found is None and self._find(self._pod, link.peer) is not None
+                return _outcome(step, refused, {"where": "pod"} if taken else None)
+            index = found.index
+        else:
+            index = link.index
+        refused = self._one(
+            self._host, rtnetlink.set_link(index, up=True, mtu=link.mtu, alias=link.alias)
+        )
+        refused = refused or self._one(self._pod, rtnetlink.set_link(index + 1, up=True))
+        if refused is not None:
+            if made:
+                self._one(self._host, rtnetlink.remove_link(index))
+            return _outcome(step, refused)
+        self._indexes["host", link.name] = index
+        self._indexes["pod", link.peer] = index + 1
+        return _outcome(step, None)
+
+    def _set_link(self, link: model.Link) -> Refusal | None:
+        """An interface's link, which is never made here: MTU and state."""
+        found = self._find(self._host, link.name)
+        if found is None:
+            return Refusal("ENODEV", f"there is no link {link.name}")
+        self._indexes["host", link.name] = found.index
+        return self._one(self._host, rtnetlink.set_link(found.index, up=link.up, mtu=link.mtu))
+
+    def _remove_link(self, step: actions.KernelAction) -> actions.Outcome:
+        assert isinstance(step.thing, model.Link)
+        found = self._find(self._host, step.thing.name)
+        if found is None or not _same(step.thing, found):
+            return _outcome(step, None)
+        refused = self._one(self._host, rtnetlink.remove_link(found.index))
+        return _outcome(step, None if refused and refused.code in _GONE else refused)
+
+    # ------------------------------------------------------------------ everything else
+
+    def _change(self, steps: list[actions.KernelAction]) -> list[actions.Outcome]:
+        """Objects of one namespace in one send."""
+        where = _where(steps[0].thing)
+        at = self._host if where == "host" else self._pod
+        put = isinstance(steps[0], actions.Put)
+        if at is None:  # what is inside a pod goes with its link
+            return [_outcome(step, _NO_POD if put else None) for step in steps]
+        refusals: list[Refusal | None] = []
+        messages: list[Message] = []
+        sent: list[int] = []
+        for step in steps:
+            message = self._message(step.thing, put=put)
+            if isinstance(message, Refusal):
+                refusals.append(message)
+            else:
+                sent.append(len(refusals))
+                refusals.append(None)
+                messages.append(message)
+        for nth, answer in zip(sent, at.ask(messages) if messages else (), strict=True):
+            refusals[nth] = answer.refusal
+        harmless = _THERE if put else _GONE
+        return [
+            _outcome(step, None if refused is not None and refused.code in harmless else refused)
+            for step, refused in zip(steps, refusals, strict=True)
+        ]
+
+    def _message(self, thing: model.KernelObject, *, put: bool) -> Message | Refusal:
+        if isinstance(thing, model.Rule):
+            return rtnetlink.rule(thing, put=put)
+        if isinstance(thing, model.Sysctl | model.Link):
+            return _NOT_HERE
+        index = self._index(_where(thing), thing.link)
+        if index is None:
+            return Refusal("ENODEV", f"there is no link {thing.link}")
+        match thing:
+            case model.InterfaceAddress():
+                return rtnetlink.address(thing, index, put=put)
+            case model.Route():
+                return rtnetlink.route(thing, index, put=put)
+            case model.Neighbour():
+                return rtnetlink.neighbour(thing, index, put=put)
+
+    def _index(self, where: model.Where, name: str) -> int | None:
+        known = self._indexes.get((where, name))
+        at = self._host if where == "host" else self._pod
+        if known is None and at is not None:
+            found = self._find(at, name)
+            if found is not None:
+                known = self._indexes[where, name] = found.index
+        return known
+
+    def _find(self, at: channel.Channel, name: str) -> model.Link | None:
+        """The link of that name, or None. Any other refusal is an answer too: it is not to be had."""
+        (answer,) = at.ask([rtnetlink.find_link(name)])
+        found = rtnetlink.links([answer.data]) if answer.refusal is None else []
+        return found[0].link if found else None
+
+    @staticmethod
+    def _one(at: channel.Channel, message: Message) -> Refusal | None:
+        (answer,) = at.ask([message])
+        return answer.refusal
+
+
+def _kind(step: actions.KernelAction) -> tuple[str, str]:
+    """Steps of one kind in a row are carried out together."""
+    verb = "put" if isinstance(step, actions.Put) else "remove"
+    return ("link" if isinstance(step.thing, model.Link) else _where(step.thing), verb)
+
+
+def _where(thing: model.KernelObject) -> model.Where:
+    where: model.Where = getattr(thing, "where", "host")
+    return where
+
+
+def _same(wanted: model.Link, found: model.Link) -> bool:
+    """One link, not just one name: its alias (our lease) or its MAC tells."""
+    return bool(
+        (wanted.alias and wanted.alias == found.alias) or (wanted.mac and wanted.mac == found.mac)
+    )
+
+
+def _outcome(
+    step: actions.KernelAction, refused: Refusal | None, result: dict[str, object] | None = None
+) -> actions.Outcome:
+    if refused is None:
+        return actions.Outcome(step)
+    return actions.Outcome(step, refused.code, refused.text, result=result or {})

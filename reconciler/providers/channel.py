@@ -1,0 +1,137 @@
+"""A NETLINK_ROUTE socket: requests out, the answer to each in.
+
+The kernel answers a request before `send` returns, so there is nothing to wait for but room: a batch is
+sent in parts small enough for the receive buffer to hold all answers. What the messages mean does not
+belong here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from typing import NamedTuple, Self
+
+from reconciler.providers import netlink
+from reconciler.providers.netlink import Message, Refusal
+
+# linux/netlink.h, socket options
+SOL_NETLINK = 270
+ADD_MEMBERSHIP = 1
+_CAP_ACK, _EXT_ACK, _STRICT = 10, 11, 12
+
+DATAGRAM = 1 << 16
+"""Bytes to read at once; the kernel fills up to 32 KiB of what the reader offers (netlink_dump)."""
+
+_PART = 64  # messages sent at once: their acknowledgements take a quarter of the default buffer
+_TRIES = 8  # of a dump that the kernel calls interrupted because something changed meanwhile
+_I32 = struct.Struct("=i")
+
+
+class Answer(NamedTuple):
+    """What became of one request: a refusal or None, and for a question the datagram that answers."""
+
+    refusal: Refusal | None
+    data: bytes = b""
+
+
+def route_socket() -> socket.socket:
+    """A new socket in the calling thread's namespace."""
+    return socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    )
+
+
+def is_overrun(failed: OSError) -> bool:
+    """Did the kernel drop messages because the receive buffer was full?"""
+    return failed.errno == errno.ENOBUFS
+
+
+class Channel:
+    """One socket and its sequence numbers; for one thread at a time."""
+
+    def __init__(self, route: socket.socket) -> None:
+        for option in (_CAP_ACK, _EXT_ACK, _STRICT):
+            route.setsockopt(SOL_NETLINK, option, 1)
+        self._socket = route
+        # Who had the socket before may have left answers unread: start far from where anybody would.
+        self._seq = int.from_bytes(os.urandom(4), "little") | 1 << 31
+
+    @classmethod
+    def here(cls) -> Self:
+        """A channel to the calling thread's namespace."""
+        return cls(route_socket())
+
+    @classmethod
+    def handed(cls, fd: int) -> Self:
+        """A channel over a descriptor that stays the giver's. OSError if it is no NETLINK_ROUTE socket."""
+        route = socket.socket(fileno=os.dup(fd))
+        if (route.family, route.proto) != (socket.AF_NETLINK, socket.NETLINK_ROUTE):
+            route.close()
+            raise OSError(errno.EPROTOTYPE, "not a NETLINK_ROUTE socket")
+        return cls(route)
+
+    def close(self) -> None:
+        """Close this end's descriptor."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, messages: list[Message]) -> list[Answer]:
+        """Send all and give the answer to each, in order. OSError when the socket itself fails."""
+        answers: list[Answer] = []
+        for at in range(0, len(messages), _PART):
+            part = messages[at : at + _PART]
+            first = self._send(part)
+            found: dict[int, Answer] = {}
+            while len(found) < len(part):
+                data = self._socket.recv(DATAGRAM)
+                for frame in netlink.frames(data):
+                    nth = (frame.seq - first) & 0xFFFFFFFF
+                    if nth >= len(part):
+                        continue
+                    if frame.kind == netlink.ERROR:
+                        found[nth] = Answer(netlink.refusal(data, frame))
+                    else:
+                        found[nth] = Answer(None, data)
+            answers += (found[nth] for nth in range(len(part)))
+        return answers
+
+    def dump(self, message: Message) -> list[bytes]:
+        """All datagrams of a dump, of one that nothing interrupted. OSError if there is none to be had."""
+        for _ in range(_TRIES):
+            datagrams, whole = self._read_dump(self._send([message]))
+            if whole:
+                return datagrams
+        raise OSError(errno.EINTR, "the kernel's tables change faster than they can be read")
+
+    def _send(self, messages: list[Message]) -> int:
+        first = self._seq
+        self._seq = (self._seq + len(messages)) & 0xFFFFFFFF
+        self._socket.send(netlink.pack(messages, first))
+        return first
+
+    def _read_dump(self, seq: int) -> tuple[list[bytes], bool]:
+        datagrams: list[bytes] = []
+        whole = True
+        while True:
+            data = self._socket.recv(DATAGRAM)
+            last = None
+            for frame in netlink.frames(data):
+                if frame.seq != seq:
+                    break
+                whole = whole and not frame.flags & netlink.DUMP_INTERRUPTED
+                last = frame
+            if last is None:
+                continue
+            if last.kind in {netlink.DONE, netlink.ERROR}:
+                code = -_I32.unpack_from(data, last.start)[0]
+                if code:
+                    raise OSError(code, os.strerror(code))
+                return [*datagrams, data], whole
+            datagrams.append(data)

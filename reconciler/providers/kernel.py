@@ -1,0 +1,156 @@
+"""The kernel's networking, looked at and changed over rtnetlink: `observe`, `observe_pod`, `apply`, `watch`.
+
+Needs CAP_NET_ADMIN to change anything and nothing to look. It never enters another namespace: a pod's
+is reached through the netlink socket that the launcher opened in it. Every acknowledgement is read;
+already there and already gone are success. Deciding what should be there does not belong here.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ledger import model
+from reconciler.planner import actions
+from reconciler.providers import batch, channel, rtnetlink
+
+
+@dataclass(frozen=True, slots=True)
+class PodHandle:
+    """What the launcher handed over: the pod's network namespace and a NETLINK_ROUTE socket opened in it.
+
+    The descriptors stay the caller's, who closes them when the verb ends: they keep the namespace alive.
+    """
+
+    netns_fd: int
+    netlink_fd: int
+
+
+class Kernel:
+    """The network namespace this process lives in.
+
+    Looking and changing have a socket and a lock each, so threads may share one and a long look does
+    not hold up a pod.
+    """
+
+    def __init__(self) -> None:
+        """Open the sockets; OSError if the kernel has none to give."""
+        self._looking, self._changing = threading.Lock(), threading.Lock()
+        self._look, self._change = channel.Channel.here(), channel.Channel.here()
+
+    def close(self) -> None:
+        """Close the sockets; the object is of no use afterwards."""
+        self._look.close()
+        self._change.close()
+
+    def observe(self) -> model.ObservedKernel | model.Unknown:
+        """Links, IPv4 addresses, routes and rules of the node's namespace; Unknown with the reason."""
+        with self._looking:
+            return _observe(self._look, "host")
+
+    def observe_pod(self, pod: PodHandle) -> model.ObservedKernel | model.Unknown:
+        """Links, IPv4 addresses, routes and permanent neighbours of a pod's namespace."""
+        try:
+            with channel.Channel.handed(pod.netlink_fd) as inside:
+                return _observe(inside, "pod")
+        except OSError as failed:
+            return _unknown(failed)
+
+    def apply(
+        self, steps: Sequence[actions.KernelAction], pod: PodHandle | None = None
+    ) -> list[actions.Outcome]:
+        """Carry out the steps and say what became of each, in their order; no step stops another.
+
+        A veth pair is made with its peer inside the pod, so that, and whatever is put in a pod, needs
+        its handle. It is made whole or not at all; one of that name that has another alias and MAC is
+        not ours to touch: EEXIST. A removal states exactly what it removes, a link by identity and not
+        by name alone; what is inside a pod may be "removed" without handle together with its link. An
+        error is an errno's name, its text the kernel's own words; `result` is {"where": "pod"} if an
+        interface of the wanted name is in the pod already. OSError only for a handle that is none.
+        """
+        if pod is None:
+            with self._changing:
+                return batch.Batch(self._change, None, None).carry_out(steps)
+        with channel.Channel.handed(pod.netlink_fd) as inside, self._changing:
+            return batch.Batch(self._change, inside, pod.netns_fd).carry_out(steps)
+
+    def watch(self) -> Watch:
+        """News of changes to links, IPv4 addresses, routes and rules of the node's namespace."""
+        return Watch()
+
+
+class Watch:
+    """Readable (`fileno`) when something has changed; `drain` takes the news in.
+
+    Iterating waits for each piece of news in turn. What changed is not said: look.
+    """
+
+    def __init__(self) -> None:
+        """Join the kernel's groups."""
+        self._socket = channel.route_socket()
+        for group in rtnetlink.GROUPS:
+            self._socket.setsockopt(channel.SOL_NETLINK, channel.ADD_MEMBERSHIP, group)
+
+    def fileno(self) -> int:
+        """The descriptor to poll for reading."""
+        return self._socket.fileno()
+
+    def drain(self) -> bool:
+        """Read all that is there; True if there was any. News lost for lack of room are news too."""
+        news = False
+        while True:
+            try:
+                self._socket.recv(channel.DATAGRAM, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return news
+            except OSError as failed:
+                if not channel.is_overrun(failed):
+                    raise
+            news = True
+
+    def __iter__(self) -> Iterator[None]:
+        """Wait for news, time after time, until the object is closed."""
+        poll = select.poll()
+        poll.register(self, select.POLLIN)
+        while self.fileno() >= 0:
+            poll.poll()
+            if self.fileno() >= 0 and self.drain():
+                yield
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
+
+
+def _observe(at: channel.Channel, where: model.Where) -> model.ObservedKernel | model.Unknown:
+    try:
+        found = rtnetlink.links(at.dump(rtnetlink.dump(rtnetlink.GETLINK)))
+        names = {each.link.index: each.link.name for each in found}
+        addresses = at.dump(rtnetlink.dump(rtnetlink.GETADDR))
+        routes = at.dump(rtnetlink.dump(rtnetlink.GETROUTE))
+        rules = at.dump(rtnetlink.dump(rtnetlink.GETRULE)) if where == "host" else []
+        neighbours = at.dump(rtnetlink.dump(rtnetlink.GETNEIGH)) if where == "pod" else []
+    except OSError as failed:
+        return _unknown(failed)
+    return model.ObservedKernel(
+        _now(),
+        tuple(each.link for each in found),
+        tuple(rtnetlink.addresses(addresses, names, where)),
+        tuple(rtnetlink.routes(routes, names, where)),
+        tuple(rtnetlink.rules(rules)),
+        tuple(rtnetlink.neighbours(neighbours, names)),
+        {each.link.name: each.peer for each in found if each.peer is not None},
+    )
+
+
+def _unknown(failed: OSError) -> model.Unknown:
+    return model.Unknown(f"netlink: {os.strerror(failed.errno or 0)}", _now())
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,137 @@
+"""Frames and attributes of netlink (RFC 3549, linux/netlink.h): bytes in, bytes out, no socket.
+
+What an object of the model looks like on the wire is rtnetlink.py's, sending and waiting kernel.py's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# linux/netlink.h: nlmsg_flags
+REQUEST, ACK = 0x1, 0x4
+REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
+DUMP = 0x300
+DUMP_INTERRUPTED = 0x10
+_ACK_HAS_ATTRIBUTES = 0x200
+
+# nlmsg_type below NLMSG_MIN_TYPE
+ERROR, DONE = 2, 3
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_U32 = struct.Struct("=I")
+_I32 = struct.Struct("=i")
+_ERROR_MESSAGE = 1  # NLMSGERR_ATTR_MSG
+_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+NESTED = 0x8000
+
+
+class Message(NamedTuple):
+    """A request before it has a sequence number."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+class Frame(NamedTuple):
+    """One message found in a datagram; its body is `data[start:end]`."""
+
+    kind: int
+    flags: int
+    seq: int
+    start: int
+    end: int
+
+
+class Refusal(NamedTuple):
+    """The kernel's no: the errno's name (ENOENT) and, if it gave one, its sentence (extended ack)."""
+
+    code: str
+    text: str
+
+
+def pack(messages: list[Message], first: int) -> bytes:
+    """One datagram of all messages, numbered from `first`."""
+    parts: list[bytes] = []
+    for seq, (kind, flags, body) in enumerate(messages, first):
+        parts.append(_HEADER.pack(_HEADER.size + len(body), kind, flags | REQUEST, seq, 0))
+        parts.append(body)
+        parts.append(b"\0" * (-len(body) % 4))
+    return b"".join(parts)
+
+
+def frames(data: bytes) -> Iterator[Frame]:
+    """The messages of a datagram. ValueError for one that is cut short."""
+    at, end = 0, len(data)
+    while at + _HEADER.size <= end:
+        length, kind, flags, seq, _ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size or at + length > end:
+            raise ValueError("a netlink message is cut short")
+        yield Frame(kind, flags, seq, at + _HEADER.size, at + length)
+        at += (length + 3) & ~3
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded."""
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def u32(kind: int, value: int) -> bytes:
+    """An attribute of 32 bits in host order."""
+    return _ATTRIBUTE.pack(8, kind) + _U32.pack(value)
+
+
+def text(kind: int, value: str) -> bytes:
+    """An attribute of text that ends with a zero."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute made of attributes."""
+    return attribute(kind | NESTED, b"".join(attributes))
+
+
+def attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
+    """The attributes of `data[at:end]`; of a repeated one the last."""
+    found: dict[int, bytes] = {}
+    unpack = _ATTRIBUTE.unpack_from
+    while at + 4 <= end:
+        length, kind = unpack(data, at)
+        if length < 4:
+            break
+        found[kind & _TYPE_MASK] = data[at + 4 : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def number(value: bytes) -> int:
+    """An unsigned attribute in host order."""
+    return int(_U32.unpack(value)[0])
+
+
+def signed(value: bytes) -> int:
+    """A signed attribute in host order."""
+    return int(_I32.unpack(value)[0])
+
+
+def string(value: bytes) -> str:
+    """Text up to its zero; bytes that are no UTF-8 stay recognisable, for foreign names and aliases."""
+    return value.partition(b"\0")[0].decode(errors="backslashreplace")
+
+
+def refusal(data: bytes, frame: Frame) -> Refusal | None:
+    """What an ERROR frame says: None for an acknowledgement."""
+    code = -_I32.unpack_from(data, frame.start)[0]
+    if code == 0:
+        return None
+    said = ""
+    if frame.flags & _ACK_HAS_ATTRIBUTES:
+        # NETLINK_CAP_ACK is set, so of our own message only the header is repeated.
+        given = attributes(data, frame.start + 4 + _HEADER.size, frame.end)
+        said = string(given.get(_ERROR_MESSAGE, b""))
+    return Refusal(errno.errorcode.get(code, str(code)), said or os.strerror(code))

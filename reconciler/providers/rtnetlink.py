@@ -1,0 +1,314 @@
+"""The kernel's objects as rtnetlink messages and back: linux/rtnetlink.h, if_link.h, fib_rules.h.
+
+Requests state every field that tells an object from another, because the kernel takes what a removal
+leaves out for "any". Readers decode only what the nouns hold and leave out what no noun can say (a
+rule with an input interface, a route with a metric), so that nothing is taken for what it is not.
+Sending, and what a refusal means, do not belong here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import NamedTuple
+
+from ledger import model
+from reconciler.providers import netlink
+from reconciler.providers.netlink import Message
+
+# linux/rtnetlink.h: message types
+NEWLINK, DELLINK, GETLINK = 16, 17, 18
+NEWADDR, DELADDR, GETADDR = 20, 21, 22
+NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
+NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
+NEWRULE, DELRULE, GETRULE = 32, 33, 34
+
+# Multicast groups that tell of changes: links, IPv4 addresses, IPv4 routes, IPv4 rules.
+GROUPS = (1, 5, 7, 8)
+
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, device type, index, flags, changed flags
+_ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, length, flags, scope, link index
+_ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg; a rule's header has the same shape
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, link index, state, flags, type
+
+_UP = 0x1
+_SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS
+_UNICAST, _TO_TABLE = 1, 1  # RTN_UNICAST, FR_ACT_TO_TBL
+_UNIVERSE, _ON_LINK = 0, 253  # route scopes
+_LOCAL_TABLE = 255
+_PERMANENT = 0x80  # NUD_PERMANENT
+# The kernel adds no route of its own for an address of ours, so there is none to take away again; and
+# it does not make a pod wait for duplicate address detection.
+_ADDRESS_FLAGS = {4: 0x200, 6: 0x200 | 0x02}  # IFA_F_NOPREFIXROUTE, IFA_F_NODAD
+
+# Attributes: IFLA_, IFA_, RTA_, FRA_, NDA_
+_L_ADDRESS, _L_NAME, _L_MTU, _L_LINK, _L_TXQLEN, _L_INFO, _L_ALIAS = 1, 3, 4, 5, 13, 18, 20
+_L_NETNS_FD, _L_EXT_MASK, _L_TX_QUEUES, _L_RX_QUEUES, _L_LINK_NETNSID = 28, 29, 31, 32, 37
+_I_KIND, _I_DATA, _V_PEER = 1, 2, 1
+_A_ADDRESS, _A_LOCAL, _A_FLAGS = 1, 2, 8
+_R_DST, _R_OIF, _R_GATEWAY, _R_METRIC, _R_TABLE, _R_VIA = 1, 4, 5, 6, 15, 18
+_R_MULTIPATH, _R_NEXTHOP_OBJECT = 9, 30
+_F_DST, _F_SRC, _F_PRIORITY, _F_MARK, _F_SUPPRESS_LENGTH = 1, 2, 6, 10, 14
+_F_TABLE, _F_MASK, _F_PAD, _F_PROTOCOL = 15, 16, 18, 21
+_F_KNOWN = {
+    _F_DST, _F_SRC, _F_PRIORITY, _F_MARK, _F_SUPPRESS_LENGTH, _F_TABLE, _F_MASK, _F_PAD, _F_PROTOCOL
+}  # fmt: skip
+_F_NOTHING_SUPPRESSED = b"\xff\xff\xff\xff"
+_N_DST, _N_MAC = 1, 2
+
+# One queue each way: a veth needs no more, and each further one costs a grace period on creation.
+_ONE_QUEUE = netlink.u32(_L_TXQLEN, 0) + netlink.u32(_L_TX_QUEUES, 1) + netlink.u32(_L_RX_QUEUES, 1)
+_VETH = netlink.text(_I_KIND, "veth")
+_AF = {4: AF_INET, 6: AF_INET6}
+_FAMILY = {int(AF_INET): 4, int(AF_INET6): 6}
+_EVERYTHING = {4: "0.0.0.0", 6: "::"}
+
+
+class Found(NamedTuple):
+    """A link as it is, with whether its other end lives (None unless it is a veth)."""
+
+    link: model.Link
+    peer: bool | None
+
+
+def family(cidr: str) -> int:
+    """4 or 6, by the notation."""
+    return 6 if ":" in cidr else 4
+
+
+def _network(cidr: str) -> tuple[bytes, int]:
+    host, _, length = cidr.partition("/")
+    return inet_pton(_AF[family(cidr)], host), int(length)
+
+
+# ------------------------------------------------------------------------------------- requests
+
+
+def create_veth(link: model.Link, index: int, netns_fd: int) -> Message:
+    """A pair: this end `index` here, the peer `index + 1` in the namespace behind `netns_fd`; both down."""
+    peer = _LINK.pack(0, 0, index + 1, 0, 0) + _end(link.peer, link.peer_mac, link.mtu)
+    peer += netlink.u32(_L_NETNS_FD, netns_fd)
+    info = netlink.nested(
+        _L_INFO, _VETH, netlink.nested(_I_DATA, netlink.attribute(_V_PEER | netlink.NESTED, peer))
+    )
+    body = _LINK.pack(0, 0, index, 0, 0) + _end(link.name, link.mac, link.mtu) + info
+    return Message(NEWLINK, netlink.ACK | netlink.CREATE | netlink.EXCL, body)
+
+
+def _end(name: str, mac: str, mtu: int) -> bytes:
+    address = netlink.attribute(_L_ADDRESS, bytes.fromhex(mac.replace(":", ""))) if mac else b""
+    return netlink.text(_L_NAME, name) + address + netlink.u32(_L_MTU, mtu) + _ONE_QUEUE
+
+
+def set_link(index: int, *, up: bool, mtu: int = 0, mac: str = "", alias: str = "") -> Message:
+    """Change a link that is there; what is zero or empty stays as it is."""
+    body = _LINK.pack(0, 0, index, _UP if up else 0, _UP)
+    if mtu:
+        body += netlink.u32(_L_MTU, mtu)
+    if mac:
+        body += netlink.attribute(_L_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+    if alias:
+        body += netlink.attribute(_L_ALIAS, alias.encode())
+    return Message(NEWLINK, netlink.ACK, body)
+
+
+def remove_link(index: int) -> Message:
+    """Remove a link; a veth takes its peer along."""
+    return Message(DELLINK, netlink.ACK, _LINK.pack(0, 0, index, 0, 0))
+
+
+def find_link(name: str) -> Message:
+    """Ask for one link; the answer is NEWLINK or ENODEV."""
+    body = _LINK.pack(0, 0, 0, 0, 0) + netlink.text(_L_NAME, name)
+    return Message(GETLINK, 0, body + netlink.u32(_L_EXT_MASK, _SKIP_STATS))
+
+
+def address(thing: model.InterfaceAddress, index: int, *, put: bool) -> Message:
+    """Add or remove an address."""
+    packed, length = _network(thing.cidr)
+    version = family(thing.cidr)
+    flags = _ADDRESS_FLAGS[version]
+    body = _ADDRESS.pack(_AF[version], length, flags & 0xFF, _UNIVERSE, index)
+    body += netlink.attribute(_A_LOCAL, packed) + netlink.attribute(_A_ADDRESS, packed)
+    if put:
+        body += netlink.u32(_A_FLAGS, flags)
+        return Message(NEWADDR, netlink.ACK | netlink.CREATE | netlink.EXCL, body)
+    return Message(DELADDR, netlink.ACK, body)
+
+
+def route(thing: model.Route, index: int, *, put: bool) -> Message:
+    """Add or remove a route.
+
+    Neither EXCL nor REPLACE: the kernel then puts ours before any other to the same destination and
+    touches none of them; EEXIST means that this very route is there.
+    """
+    packed, length = _network(thing.dst)
+    scope = _UNIVERSE if thing.via else _ON_LINK
+    short = thing.table if thing.table < 256 else 0
+    family_, protocol = _AF[thing.family], thing.protocol
+    body = _ROUTE.pack(family_, length, 0, 0, short, protocol, scope, _UNICAST, 0)
+    if length:
+        body += netlink.attribute(_R_DST, packed)
+    if thing.via:
+        body += netlink.attribute(_R_GATEWAY, inet_pton(family_, thing.via))
+    body += netlink.u32(_R_OIF, index) + netlink.u32(_R_TABLE, thing.table)
+    if put:
+        return Message(NEWROUTE, netlink.ACK | netlink.CREATE, body)
+    return Message(DELROUTE, netlink.ACK, body)
+
+
+def rule(thing: model.Rule, *, put: bool) -> Message:
+    """Add or remove a rule; EEXIST means that this very rule, protocol included, is there."""
+    lengths, body = [0, 0], b""
+    for at, kind, cidr in ((0, _F_DST, thing.dst), (1, _F_SRC, thing.src)):
+        if cidr:
+            packed, lengths[at] = _network(cidr)
+            body += netlink.attribute(kind, packed)
+    short = thing.table if thing.table < 256 else 0
+    head = _ROUTE.pack(_AF[thing.family], *lengths, 0, short, 0, 0, _TO_TABLE, 0)
+    body += netlink.u32(_F_PRIORITY, thing.priority) + netlink.u32(_F_TABLE, thing.table)
+    if thing.fwmark or thing.fwmask:
+        body += netlink.u32(_F_MARK, thing.fwmark) + netlink.u32(_F_MASK, thing.fwmask)
+    body += netlink.attribute(_F_PROTOCOL, bytes([thing.protocol]))
+    if put:
+        return Message(NEWRULE, netlink.ACK | netlink.CREATE | netlink.EXCL, head + body)
+    return Message(DELRULE, netlink.ACK, head + body)
+
+
+def neighbour(thing: model.Neighbour, index: int, *, put: bool) -> Message:
+    """Set or remove a permanent neighbour entry."""
+    family_ = _AF[family(thing.ip)]
+    body = _NEIGHBOUR.pack(family_, index, _PERMANENT, 0, 0)
+    body += netlink.attribute(_N_DST, inet_pton(family_, thing.ip))
+    if put:
+        body += netlink.attribute(_N_MAC, bytes.fromhex(thing.mac.replace(":", "")))
+        return Message(NEWNEIGH, netlink.ACK | netlink.CREATE | netlink.REPLACE, body)
+    return Message(DELNEIGH, netlink.ACK, body)
+
+
+def dump(kind: int, version: int = 4) -> Message:
+    """Ask for all links, addresses, routes (of all tables), rules or neighbours of a family."""
+    body = {
+        GETLINK: _LINK.pack(0, 0, 0, 0, 0) + netlink.u32(_L_EXT_MASK, _SKIP_STATS),
+        GETADDR: _ADDRESS.pack(_AF[version], 0, 0, 0, 0),
+        GETROUTE: _ROUTE.pack(_AF[version], 0, 0, 0, 0, 0, 0, 0, 0),
+        GETRULE: _ROUTE.pack(_AF[version], 0, 0, 0, 0, 0, 0, 0, 0),
+        GETNEIGH: _NEIGHBOUR.pack(_AF[version], 0, 0, 0, 0),
+    }[kind]
+    return Message(kind, netlink.DUMP, body)
+
+
+# -------------------------------------------------------------------------------------- readers
+
+
+def links(datagrams: list[bytes]) -> list[Found]:
+    """The links of a dump or an answer to `find_link`."""
+    return [_link(data, frame) for data, frame in _each(datagrams, NEWLINK)]
+
+
+def _link(data: bytes, frame: netlink.Frame) -> Found:
+    _, _, index, flags, _ = _LINK.unpack_from(data, frame.start)
+    given = netlink.attributes(data, frame.start + _LINK.size, frame.end)
+    kind = ""
+    if _L_INFO in given:
+        info = given[_L_INFO]
+        kind = netlink.string(netlink.attributes(info, 0, len(info)).get(_I_KIND, b""))
+    link = model.Link(
+        name=netlink.string(given[_L_NAME]),
+        kind=kind,
+        mac=given.get(_L_ADDRESS, b"").hex(":"),
+        mtu=netlink.number(given[_L_MTU]),
+        up=bool(flags & _UP),
+        alias=netlink.string(given.get(_L_ALIAS, b"")),
+        index=index,
+    )
+    if kind != "veth":
+        return Found(link, None)
+    # While a namespace dies its id is -1; a peer that is gone has index 0.
+    namespace = netlink.signed(given[_L_LINK_NETNSID]) if _L_LINK_NETNSID in given else 0
+    there = netlink.number(given[_L_LINK]) if _L_LINK in given else 0
+    return Found(link, namespace >= 0 and there > 0)
+
+
+def addresses(
+    datagrams: list[bytes], names: dict[int, str], where: model.Where
+) -> Iterator[model.InterfaceAddress]:
+    """The addresses of a dump, on links that `names` knows by index."""
+    for data, frame in _each(datagrams, NEWADDR):
+        family_, length, _, _, index = _ADDRESS.unpack_from(data, frame.start)
+        given = netlink.attributes(data, frame.start + _ADDRESS.size, frame.end)
+        packed = given.get(_A_LOCAL) or given.get(_A_ADDRESS)
+        if index in names and packed:
+            cidr = f"{inet_ntop(family_, packed)}/{length}"
+            yield model.InterfaceAddress(names[index], cidr, where)
+
+
+def routes(
+    datagrams: list[bytes], names: dict[int, str], where: model.Where
+) -> Iterator[model.Route]:
+    """The unicast routes of a dump that have one link, no metric and no table but the local one."""
+    for data, frame in _each(datagrams, NEWROUTE):
+        family_, length, source, tos, table, protocol, _, type_, _ = _ROUTE.unpack_from(
+            data, frame.start
+        )
+        if type_ != _UNICAST or table == _LOCAL_TABLE or source or tos:
+            continue
+        given = netlink.attributes(data, frame.start + _ROUTE.size, frame.end)
+        index = netlink.number(given[_R_OIF]) if _R_OIF in given else 0
+        if index not in names or not given.keys().isdisjoint(
+            (_R_METRIC, _R_MULTIPATH, _R_NEXTHOP_OBJECT, _R_VIA)
+        ):
+            continue
+        version = _FAMILY[family_]
+        dst = inet_ntop(family_, given[_R_DST]) if _R_DST in given else _EVERYTHING[version]
+        via = inet_ntop(family_, given[_R_GATEWAY]) if _R_GATEWAY in given else None
+        yield model.Route(
+            f"{dst}/{length}",
+            names[index],
+            netlink.number(given[_R_TABLE]) if _R_TABLE in given else table,
+            via,
+            version,
+            where,
+            protocol,
+        )
+
+
+def rules(datagrams: list[bytes]) -> Iterator[model.Rule]:
+    """The rules of a dump that look up a table by source, destination and mark alone."""
+    for data, frame in _each(datagrams, NEWRULE):
+        family_, to, source, tos, table, _, _, action, flags = _ROUTE.unpack_from(data, frame.start)
+        if action != _TO_TABLE or tos or flags:
+            continue
+        given = netlink.attributes(data, frame.start + _ROUTE.size, frame.end)
+        suppressed = given.get(_F_SUPPRESS_LENGTH, _F_NOTHING_SUPPRESSED)
+        if not given.keys() <= _F_KNOWN or suppressed != _F_NOTHING_SUPPRESSED:
+            continue
+        yield model.Rule(
+            netlink.number(given[_F_PRIORITY]) if _F_PRIORITY in given else 0,
+            netlink.number(given[_F_TABLE]) if _F_TABLE in given else table,
+            f"{inet_ntop(family_, given[_F_SRC])}/{source}" if _F_SRC in given else None,
+            f"{inet_ntop(family_, given[_F_DST])}/{to}" if _F_DST in given else None,
+            _FAMILY[family_],
+            netlink.number(given[_F_MARK]) if _F_MARK in given else 0,
+            netlink.number(given[_F_MASK]) if _F_MASK in given else 0,
+            given.get(_F_PROTOCOL, b"\0")[0],
+        )
+
+
+def neighbours(datagrams: list[bytes], names: dict[int, str]) -> Iterator[model.Neighbour]:
+    """The permanent neighbours of a dump."""
+    for data, frame in _each(datagrams, NEWNEIGH):
+        family_, index, state, _, _ = _NEIGHBOUR.unpack_from(data, frame.start)
+        given = netlink.attributes(data, frame.start + _NEIGHBOUR.size, frame.end)
+        if state == _PERMANENT and index in names and _N_DST in given and _N_MAC in given:
+            yield model.Neighbour(
+                names[index], inet_ntop(family_, given[_N_DST]), given[_N_MAC].hex(":")
+            )
+
+
+def _each(datagrams: list[bytes], kind: int) -> Iterator[tuple[bytes, netlink.Frame]]:
+    for data in datagrams:
+        for frame in netlink.frames(data):
+            if frame.kind == kind:
+                yield data, frame
