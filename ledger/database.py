@@ -19,10 +19,13 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement
 
-from ledger import file
+from ledger import errors, file
 from ledger.lock import Lock
 
 Row = tuple[Any, ...]
+Failure = sqlite3.Error
+"""What a transaction may raise when the disk or the schema refuses; for those who may not say SQL."""
+LedgerError = errors.LedgerError
 
 
 class Statement:
@@ -134,7 +137,7 @@ class Ledger:
     def open(cls, path: Path, *, read_only: bool = False) -> Self:
         """Open a ledger that `migrate.bring_to_head` has made or brought up.
 
-        Raises lock.Locked if another process writes it, file.NotALedger, file.WrongSchema.
+        Raises errors.Locked if another process writes it, errors.NotALedger, errors.WrongSchema.
         """
         path = path.absolute()
         if read_only:

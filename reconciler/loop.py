@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from ledger import database, model, reads, writes
+from reconciler import cloud as clouds
 from reconciler import errors, record
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
@@ -27,19 +27,6 @@ LOOK_IS_FRESH_MS = 60_000
 """How old a look at EC2 may be and still allow something to be given back."""
 
 
-class CloudDoor(Protocol):
-    """What the loop asks of the child process that holds the ec2 and imds providers."""
-
-    def identify(self) -> model.Node | model.Unknown:
-        """Who this machine is."""
-
-    def observe(self) -> model.ObservedCloud | model.Unknown:
-        """What EC2 shows of this instance's interfaces."""
-
-    def apply(self, action: actions.CloudAction, token: str) -> record.CloudOutcome:
-        """Carry out one mutation."""
-
-
 class Loop:
     """Converges one node. `engine` runs a function on the thread that serves the runtime's calls."""
 
@@ -47,7 +34,7 @@ class Loop:
         self,
         ledger: database.Ledger,
         kernel: kernel_provider.Kernel,
-        cloud: CloudDoor,
+        cloud: clouds.Cloud,
         settings: knobs.Settings,
         clock: Callable[[], int],
     ) -> None:
@@ -107,7 +94,7 @@ class Loop:
             for eni in fresh:
                 things = wiring.eni(eni, links[eni.eni_id].name, self.settings)
                 writes.plan_installed(tx, "eni", eni.eni_id, things, now)
-                writes.mark_installed(tx, "eni", eni.eni_id, now)
+                writes.mark_owner_installed(tx, "eni", eni.eni_id, now)
                 writes.eni_state(tx, eni.eni_id, "usable", now)
         self.capacity_changed()
 
@@ -136,7 +123,7 @@ class Loop:
             raise errors.TryLater("kernel_error", f"{failed[0].error}: {failed[0].text}")
         now = self.clock()
         with self.ledger.write() as tx:
-            writes.forget_installed(tx, "lease", str(lease.id), now)
+            writes.forget_owner_installed(tx, "lease", str(lease.id), now)
             writes.end(tx, lease.id, reason, now, self.settings.ip_cooldown_ms)
             if also is not None:
                 also(tx)
@@ -178,14 +165,12 @@ class Loop:
         seen = self.cloud.observe()
         now = self.clock()
         with self.ledger.write(durable=True) as tx:
-            record.look(tx, seen, now)
+            record.calls(tx, self.cloud.calls(), now)
             if isinstance(seen, model.Unknown):
                 writes.open_finding(tx, "ec2_down", "", seen.why, now)
                 return False
             writes.close_finding(tx, "ec2_down", "", now)
-            node = reads.node(tx)
-            assert node is not None
-            changed = writes.adopt(tx, seen, node, now)
+            changed = writes.adopt(tx, seen, now)
         self._seen, self._look_wanted = seen, False
         if changed:
             self.capacity_changed()
@@ -228,6 +213,7 @@ class Loop:
             again = record.repeatable(intent)
             if again is not None:
                 self._send(intent, again)
-        if self._look():
+        if self._look() and isinstance(self._seen, model.ObservedCloud):
             with self.ledger.write(durable=True) as tx:
-                record.settle(tx, self._seen, self.clock())
+                doubtful = reads.unknown_intents(tx)
+                record.settle(tx, doubtful, self._seen, self.clock())

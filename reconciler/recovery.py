@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from cni import spec, spool
+from cni import spool
 from ledger import database, model, reads, writes
 from reconciler import errors
 from reconciler import loop as loops
@@ -70,26 +70,42 @@ def take_spool_in(
     Idempotent: a file is removed after its lease has ended, and one for an unknown sandbox is success.
     """
     count = 0
-    for entry in spool.entries(spool_dir):
+    for path in spool.pending(spool_dir):
         try:
-            request = spool.read(entry)
-            asked = spec.parse(request.env, request.stdin)
-        except spec.CniError as unreadable:
-            spool.set_aside(entry, str(unreadable))
+            deletion = spool.read(path)
+        except spool.UnreadableError as unreadable:
+            spool.set_aside(spool_dir, unreadable)
             with ledger.write() as tx:
-                text = f"{entry.name}: {unreadable}"
-                writes.open_finding(tx, "spool_unreadable", entry.name, text, clock())
+                writes.open_finding(tx, "spool_unreadable", path.name, str(unreadable), clock())
             continue
-        with ledger.write() as tx:
-            lease = reads.open_lease(tx, asked.container_id, asked.ifname)
-            if lease is None:
-                writes.note_late_delete(tx, asked.container_id, asked.ifname, clock())
-            else:
-                writes.mark_removing(tx, "lease", str(lease.id), clock())
-        if lease is None or end(ledger, loop, lease, "deleted_late", clock):
-            spool.remove(entry)
+        if _carry_out(ledger, loop, deletion, clock):
+            spool.remove(spool_dir, [path])
             count += 1
     return count
+
+
+def _carry_out(
+    ledger: database.Ledger, loop: loops.Loop, deletion: spool.Deletion, clock: Callable[[], int]
+) -> bool:
+    """End the lease a spooled deletion means; True once nothing of it is left to do."""
+    container_id, ifname = deletion.container_id, deletion.ifname
+    with ledger.write() as tx:
+        lease = reads.open_lease(tx, container_id, ifname)
+        meant = lease is not None and lease.created_at <= deletion.at
+        if lease is not None and meant:
+            writes.mark_owner_removing(tx, "lease", str(lease.id), clock())
+        reason = "deleted_late" if meant else "unknown_container"
+        writes.record_request(
+            tx,
+            command="DEL",
+            container_id=container_id,
+            ifname=ifname,
+            via="spool",
+            lease_id=lease.id if lease is not None and meant else None,
+            reason=reason,
+            now=clock(),
+        )
+    return lease is None or not meant or end(ledger, loop, lease, "deleted_late", clock)
 
 
 def end(

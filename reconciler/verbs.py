@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -77,7 +76,6 @@ class Verbs:
             "CHECK": self.check,
             "GC": self.collect,
             "STATUS": self.status,
-            "VERSION": self.version,
         }[asked.verb]
         self._guarded(job, verb)
 
@@ -86,7 +84,7 @@ class Verbs:
             verb(job)
         except errors.VpcledgerError as refused:
             self.refuse(job, refused)
-        except sqlite3.Error as failed:
+        except database.Failure as failed:
             self.refuse(job, errors.TryLater("ledger_error", str(failed)))
 
     # ------------------------------------------------------------------ ADD
@@ -115,15 +113,39 @@ class Verbs:
                 now=now,
             )
             job.lease = lease
-            if lease.address is None:
-                wired = None
-            else:
+            unplugged: list[model.Installed] = []
+            wired = None
+            if lease.address is not None:
+                for namesake in reads.namesakes(tx, lease.host_ifname, lease.id):
+                    unplugged += self._unplug(tx, namesake, now)
                 wired = self._wiring(tx, lease)
                 writes.plan_installed(tx, "lease", str(lease.id), wired.host, now)
         if wired is None:
             self._wait(job)
-        else:
-            self._wire(job, wired)
+            return
+        self._take_away(unplugged)
+        self._wire(job, wired)
+
+    def _unplug(self, tx: database.Write, lease_id: int, now: int) -> tuple[model.Installed, ...]:
+        """Give the link's name of a pod's last sandbox to the one that has it now.
+
+        The old sandbox keeps its lease until it is deleted: the runtime deletes late, and nobody else
+        may have its address before.
+        """
+        rows = reads.installed_for(tx, "lease", str(lease_id))
+        writes.mark_owner_removing(tx, "lease", str(lease_id), now)
+        return rows
+
+    def _take_away(self, rows: list[model.Installed]) -> None:
+        if not rows:
+            return
+        outcomes = self.loop.carry_out([actions.Remove(row.thing) for row in reversed(rows)])
+        failed = [outcome for outcome in outcomes if outcome.error]
+        if failed:
+            raise errors.TryLater("kernel_error", f"{failed[0].error}: {failed[0].text}")
+        with self.ledger.write() as tx:
+            for owner in {row.owner for row in rows}:
+                writes.forget_owner_installed(tx, "lease", owner, self.clock())
 
     def _wire(self, job: Job, wired: wiring.PodWiring) -> None:
         lease = job.lease
@@ -136,9 +158,9 @@ class Verbs:
             undone = self.loop.carry_out(wiring.undo(outcomes))
             with self.ledger.write() as tx:
                 if any(outcome.error for outcome in undone):
-                    writes.mark_removing(tx, "lease", str(lease.id), now)
+                    writes.mark_owner_removing(tx, "lease", str(lease.id), now)
                 else:
-                    writes.forget_installed(tx, "lease", str(lease.id), now)
+                    writes.forget_owner_installed(tx, "lease", str(lease.id), now)
                 writes.end(tx, lease.id, "setup_failed", now, self.settings.ip_cooldown_ms)
             first = failed[0]
             reason = "ifname_taken" if first.result.get("where") == "pod" else "kernel_error"
@@ -146,7 +168,7 @@ class Verbs:
         answer = result.render(pod_result(lease, wired), job.asked.config.cni_version)
         with self.ledger.write() as tx:
             writes.activate(tx, lease.id, now)
-            writes.mark_installed(tx, "lease", str(lease.id), now)
+            writes.mark_owner_installed(tx, "lease", str(lease.id), now)
             self._record(tx, job, 0, "", "")
         sysctls = tuple(wire.Sysctl(s.where, s.path, s.value) for s in wired.sysctls)
         job.call.answer(wire.Reply(0, answer, sysctls))
@@ -191,7 +213,7 @@ class Verbs:
                 writes.note_late_delete(tx, asked.container_id, asked.ifname, now)
                 self._record(tx, job, 0, "unknown_container", "")
             else:
-                writes.mark_removing(tx, "lease", str(lease.id), now)
+                writes.mark_owner_removing(tx, "lease", str(lease.id), now)
         if lease is not None:
             job.lease = lease
             reason = "deleted" if lease.address else "gave_up_waiting"
@@ -201,7 +223,7 @@ class Verbs:
             self.retry_waiting()
             self.ring_cloud()
 
-    # ------------------------------------------------------------------ CHECK, GC, STATUS, VERSION
+    # ------------------------------------------------------------------ CHECK, GC, STATUS
 
     def check(self, job: Job) -> None:
         """The one-pod diff is empty, or an error names what is missing (section CHECK)."""
@@ -263,10 +285,6 @@ class Verbs:
             self.ring_cloud()
             raise refusals.NotReady(why.error.reason, why.error.detail)
         self._succeed(job)
-
-    def version(self, job: Job) -> None:
-        """The versions we speak (section VERSION)."""
-        job.call.answer(wire.Reply(0, spec.version_result(job.asked.config.cni_version)))
 
     # ------------------------------------------------------------------ answers and rows
 

@@ -1,0 +1,236 @@
+"""Write down what a call to EC2 or the kernel is meant to do, and what became of it.
+
+Each function runs inside the caller's transaction: `intend` before a call, `cloud` after it, `look`
+and `settle` after an observation. Calling anything outside does not belong here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ledger import database, model, writes
+from reconciler import errors
+from reconciler.cloud import CloudOutcome
+from reconciler.planner import actions, notation, release
+from reconciler.providers import ec2
+
+SETTLE_AFTER_MS = 5_000
+"""EC2's picture may lag a call by seconds: one younger than this proves nothing."""
+BACKOFF_MS = {"throttled": 5_000, "subnet_full": 30_000, "ec2_denied": 60_000}
+BACKOFF_DEFAULT_MS = 2_000
+BACKOFF_MOST_MS = 120_000
+
+
+def intend(tx: database.Write, step: actions.CloudStep, now: int) -> model.Intent:
+    """The intent's row, sent state included, with what must not be used any more from now on."""
+    action = step.action
+    intent = writes.plan_intent(
+        tx,
+        operation=type(action).__name__,
+        subject=subject(action),
+        arguments=dataclasses.asdict(action),
+        lane=step.lane,
+        cause=step.cause,
+        now=now,
+    )
+    if isinstance(action, actions.UnassignAddresses):
+        writes.addresses_releasing(tx, action.eni_id, action.addresses, now)
+    elif isinstance(action, actions.DetachEni):
+        writes.eni_state(tx, action.eni_id, "detaching", now)
+    writes.intent_sent(tx, intent.id, now)
+    return intent
+
+
+def subject(action: actions.CloudAction) -> str:
+    """What an intent is about: the interface, or the subnet in which one is to be made."""
+    return action.subnet_id if isinstance(action, actions.CreateEni) else action.eni_id
+
+
+def cloud(
+    tx: database.Write,
+    intent: model.Intent,
+    step: actions.CloudStep,
+    done: CloudOutcome,
+    now: int,
+) -> None:
+    """The outcome of a mutation: its api_calls row, the intent's end, and what it changed."""
+    outcome = done.outcome
+    writes.record_call(
+        tx,
+        provider="ec2",
+        operation=done.operation,
+        lane=step.lane,
+        cause=step.cause,
+        intent_id=intent.id,
+        code="" if done.code == "ok" else done.code,
+        duration_us=done.duration_us,
+        now=now,
+    )
+    if outcome.unknown:
+        writes.intent_unknown(tx, intent.id, outcome.error, outcome.text, now)
+        return
+    if outcome.error:
+        _failed(tx, intent, step.action, outcome, now)
+        return
+    _succeeded(tx, step.action, outcome.result, now)
+    writes.intent_done(tx, intent.id, now)
+
+
+def _succeeded(
+    tx: database.Write, action: actions.CloudAction, result: dict[str, Any], now: int
+) -> None:
+    match action:
+        case actions.CreateEni():
+            eni = model.Eni(**result["eni"])
+            writes.eni_created(tx, eni, tuple(result["addresses"]), now)
+        case actions.AttachEni():
+            writes.eni_attaching(
+                tx, action.eni_id, action.device, action.card, result["attachment_id"], now
+            )
+        case actions.SetDeleteOnTermination():
+            writes.eni_dot(tx, action.eni_id, now)
+        case actions.AssignAddresses():
+            writes.addresses_assigned(tx, action.eni_id, tuple(result["addresses"]), "assign", now)
+        case actions.UnassignAddresses():
+            writes.addresses_released(tx, action.addresses, now)
+        case actions.DeleteEni():
+            writes.eni_gone(tx, action.eni_id, "deleted", now)
+        case actions.DetachEni():
+            pass  # `detaching` was written with the intent; the delete that follows ends it
+
+
+def _failed(
+    tx: database.Write,
+    intent: model.Intent,
+    action: actions.CloudAction,
+    outcome: actions.Outcome,
+    now: int,
+) -> None:
+    """EC2 said no: nothing happened there, so what was taken out of use comes back."""
+    reason = errors.from_ec2(outcome.error, outcome.text).reason
+    first = BACKOFF_MS.get(reason, BACKOFF_DEFAULT_MS)
+    pause = min(first * 2 ** min(intent.attempts, 6), BACKOFF_MOST_MS)
+    writes.intent_failed(tx, intent.id, outcome.error, outcome.text, now + pause, now)
+    writes.open_finding(tx, reason, intent.operation, f"{outcome.error}: {outcome.text}", now)
+    _take_back(tx, action, now)
+
+
+def _take_back(tx: database.Write, action: actions.CloudAction, now: int) -> None:
+    """A removal that did not happen: what was taken out of use for it is in use again."""
+    if isinstance(action, actions.UnassignAddresses):
+        writes.addresses_assigned(tx, action.eni_id, action.addresses, "assign", now)
+    elif isinstance(action, actions.DetachEni):
+        writes.eni_state(tx, action.eni_id, "usable", now)
+
+
+def kernel(tx: database.Write, outcomes: Sequence[actions.Outcome], now: int) -> None:
+    """What mending the kernel led to: forgotten rows for what is gone, a finding for what failed."""
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in outcomes:
+        thing = (
+            outcome.action.thing
+            if isinstance(outcome.action, actions.Put | actions.Remove)
+            else None
+        )
+        if thing is None:
+            continue
+        text = "put" if isinstance(outcome.action, actions.Put) else "removed"
+        text += f": {outcome.error} {outcome.text}" if outcome.error else ""
+        writes.line(tx, now, "kernel.mended", " ".join(thing.key), text)
+    if failed:
+        text = "; ".join(f"{o.error}: {o.text}" for o in failed[:5])
+        writes.open_finding(tx, "kernel_error", "", text, now)
+    else:
+        writes.close_finding(tx, "kernel_error", "", now)
+
+
+def wants_a_look(plan: actions.Plan) -> bool:
+    """Would something be given back if EC2 were looked at first?"""
+    return any(note.code == release.LOOK_FIRST for note in plan.notes)
+
+
+def calls(tx: database.Write, made: Sequence[ec2.Call], now: int) -> None:
+    """Rows for the reading calls the child made (mutations have theirs by `cloud`)."""
+    for call in made:
+        if call.operation.startswith("Describe"):
+            writes.record_call(
+                tx,
+                provider="ec2",
+                operation=call.operation,
+                lane="tidy",
+                cause="a look at EC2",
+                code="" if call.code == "ok" else call.code,
+                duration_us=call.duration_us,
+                now=now,
+            )
+
+
+def repeatable(intent: model.Intent) -> actions.CloudStep | None:
+    """The step of an intent whose reply was lost, if its ClientToken makes sending it again safe.
+
+    EC2 CreateNetworkInterface answers a repeated token with the interface it made the first time.
+    """
+    action = notation.action(intent)
+    if not isinstance(action, actions.CreateEni):
+        return None
+    return actions.CloudStep(action, "warm", intent.cause)
+
+
+def settle(
+    tx: database.Write,
+    doubtful: Sequence[model.Intent],
+    seen: model.ObservedCloud,
+    now: int,
+) -> None:
+    """End intents whose reply was lost, by a picture of EC2 taken after they were sent.
+
+    What EC2 shows done is done (adopt has brought its result in already); what it does not show was
+    not done, and the planner decides anew. A picture too young to be trusted leaves it open.
+    """
+    shown = {each.eni.eni_id: each for each in seen.enis}
+    for intent in doubtful:
+        if seen.at < intent.created_at + SETTLE_AFTER_MS:
+            continue
+        action = notation.action(intent)
+        done = _is_done(action, shown)
+        if done:
+            _finish(tx, action, shown, now)
+            writes.intent_done(tx, intent.id, now)
+        else:
+            _take_back(tx, action, now)
+            text = "the reply was lost and EC2 does not show it done"
+            writes.intent_failed(tx, intent.id, "LostReply", text, now, now)
+
+
+def _is_done(action: actions.CloudAction, shown: dict[str, model.ObservedEni]) -> bool:
+    if isinstance(action, actions.CreateEni):
+        return False  # the repeated token has answered; without its answer it is asked again
+    each = shown.get(action.eni_id)
+    match action:
+        case actions.AttachEni():
+            return each is not None and each.eni.attachment_id is not None
+        case actions.SetDeleteOnTermination():
+            return each is not None and each.eni.delete_on_termination
+        case actions.AssignAddresses():
+            return True  # whatever came of it was adopted from the picture
+        case actions.UnassignAddresses():
+            return each is None or not set(action.addresses) & set(each.addresses)
+        case actions.DetachEni():
+            return each is None or each.eni.attachment_id is None
+        case actions.DeleteEni():
+            return each is None
+
+
+def _finish(
+    tx: database.Write,
+    action: actions.CloudAction,
+    shown: dict[str, model.ObservedEni],
+    now: int,
+) -> None:
+    """Write down what a call whose reply was lost has done."""
+    result: dict[str, Any] = {"addresses": ()}
+    if isinstance(action, actions.AttachEni):
+        result = {"attachment_id": shown[action.eni_id].eni.attachment_id}
+    _succeeded(tx, action, result, now)
