@@ -9,26 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from ledger import schema
+from ledger import errors, schema
 
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 BUSY_S = 5.0
-
-
-class NotALedger(Exception):
-    """The file is missing or is not a ledger; the sentence says which."""
-
-
-class WrongSchema(Exception):
-    """The file's schema is not this program's; the sentence says what to do."""
-
-
-class NewerSchema(WrongSchema):
-    """The file's schema is one this program has never heard of: it is left exactly as it is."""
 
 
 def connect(path: Path, mode: Literal["ro", "rw", "rwc"], **query: str) -> sqlite3.Connection:
@@ -62,37 +51,42 @@ def reading(path: Path) -> sqlite3.Connection:
 
 
 def stamp(connection: sqlite3.Connection) -> str | None:
-    """The file's schema revision; None for a file without any table. NotALedger for another's file."""
+    """The file's schema revision; None for a file without any table.
+
+    Raises errors.NotALedger for somebody else's file.
+    """
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     mark = connection.execute("PRAGMA application_id").fetchone()[0]
     if tables == 0 and mark in {0, schema.APPLICATION_ID}:
         return None
     if mark != schema.APPLICATION_ID:
-        raise NotALedger("an SQLite file, but not a ledger (its application_id is not ours)")
+        raise errors.NotALedger("an SQLite file, but not a ledger (its application_id is not ours)")
     try:
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError:
         row = None
     if row is None:
-        raise NotALedger("a ledger without its revision stamp")
+        raise errors.NotALedger("a ledger without its revision stamp")
     return str(row[0])
 
 
 def check(path: Path) -> None:
     """Raise NotALedger or WrongSchema unless the file at `path` has this program's schema."""
     if not path.exists():
-        raise NotALedger(f"{path} does not exist")
+        raise errors.NotALedger(f"{path} does not exist")
     with contextlib.closing(reading(path)) as connection:
         try:
             found = stamp(connection)
-        except (NotALedger, sqlite3.DatabaseError) as error:
-            raise NotALedger(f"{path}: {error}") from error
+        except (errors.NotALedger, sqlite3.DatabaseError) as error:
+            raise errors.NotALedger(f"{path}: {error}") from error
     if found is None:
-        raise NotALedger(f"{path} is empty; migrate.bring_to_head makes a ledger of it")
+        raise errors.NotALedger(f"{path} is empty; migrate.bring_to_head makes a ledger of it")
     if found not in schema.REVISIONS:
-        raise NewerSchema(newer(path, found))
+        raise errors.NewerSchema(newer(path, found))
     if found != schema.REVISIONS[-1]:
-        raise WrongSchema(f"{path} has the older schema {found}; starting the daemon brings it up")
+        raise errors.WrongSchema(
+            f"{path} has the older schema {found}; starting the daemon brings it up"
+        )
 
 
 def newer(path: Path, found: str) -> str:
@@ -112,6 +106,12 @@ def copy(source: sqlite3.Connection, to: Path) -> None:
         target.execute("PRAGMA journal_mode=DELETE")
     partial.replace(to)
     sync_folder(to.parent)
+
+
+def name_aside(path: Path, what: str) -> Path:
+    """A name beside `path` for what is kept of it: the time sorts, so the last is the newest."""
+    when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
+    return path.with_name(f"{path.name}.{when}Z.{what}")
 
 
 def sync_folder(folder: Path) -> None:

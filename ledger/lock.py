@@ -13,9 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-
-class Locked(Exception):
-    """Another process writes this ledger; the sentence names it."""
+from ledger import errors
 
 
 class Lock:
@@ -25,7 +23,10 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        """Take the lock of the ledger at `path`; Locked if another has it, OSError if there is no folder."""
+        """Take the lock of the ledger at `path`.
+
+        Raises errors.Locked if another process has it, OSError if there is no such folder.
+        """
         file = path.with_name(path.name + ".lock")
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -34,7 +35,7 @@ class Lock:
             pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             os.close(descriptor)
             holder = f"process {pid}" if pid else "another process"
-            raise Locked(
+            raise errors.Locked(
                 f"{path} is being written by {holder}, which holds {file}. "
                 "Stop that one first, or open the ledger read-only."
             ) from None

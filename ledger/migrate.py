@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from ledger import file, lock, schema
+from ledger import errors, file, lock, schema
 
 COPIES_KEPT = 3
 """Copies made before a migration, the newest ones; older ones are removed."""
 
+MigrationError = errors.MigrationError
 Brought = Literal["created", "unchanged", "migrated"]
 
 
@@ -36,10 +36,11 @@ def shipped() -> History:
     return History(Path(str(resources.files("migrations"))), schema.REVISIONS)
 
 
-def bring_to_head(path: Path, now: int, history: History | None = None) -> Brought:
-    """Make, keep or migrate the ledger at `path`; `now` (ms) names the copy.
+def bring_to_head(path: Path, history: History | None = None) -> Brought:
+    """Make, keep or migrate the ledger at `path`.
 
-    Raises lock.Locked, file.NotALedger, and file.NewerSchema with the file untouched.
+    Raises errors.Locked, errors.NotALedger, errors.MigrationError, and errors.NewerSchema with the file
+    untouched.
     """
     path = path.absolute()
     revisions = (history or shipped()).revisions
@@ -49,19 +50,18 @@ def bring_to_head(path: Path, now: int, history: History | None = None) -> Broug
             _create(path)
             return "created"
         if found not in revisions:
-            raise file.NewerSchema(file.newer(path, found))
+            raise errors.NewerSchema(file.newer(path, found))
         if found != revisions[-1]:
-            _copy_aside(path, found, now)
-            _upgrade(path, history or shipped())
+            copy = _copy_aside(path, found)
+            try:
+                _upgrade(path, history or shipped())
+            except Exception as error:
+                raise errors.MigrationError(
+                    f"{path} stays at schema {found}: {error}. A copy made before is {copy}."
+                ) from error
             return "migrated"
         _lay_views_if_changed(path)
         return "unchanged"
-
-
-def name_aside(path: Path, what: str, now: int) -> Path:
-    """A name beside `path` for what is kept of it: the time sorts, so the last is the newest."""
-    when = datetime.fromtimestamp(now / 1000, UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
-    return path.with_name(f"{path.name}.{when}Z.{what}")
 
 
 def _found(path: Path) -> str | None:
@@ -71,8 +71,8 @@ def _found(path: Path) -> str | None:
     with contextlib.closing(file.reading(path)) as connection:
         try:
             return file.stamp(connection)
-        except file.NotALedger as error:
-            raise file.NotALedger(f"{path}: {error}") from error
+        except errors.NotALedger as error:
+            raise errors.NotALedger(f"{path}: {error}") from error
 
 
 def _create(path: Path) -> None:
@@ -87,11 +87,13 @@ def _create(path: Path) -> None:
     file.sync_folder(path.parent)
 
 
-def _copy_aside(path: Path, found: str, now: int) -> None:
+def _copy_aside(path: Path, found: str) -> Path:
+    aside = file.name_aside(path, f"{found}.copy")
     with contextlib.closing(file.reading(path)) as connection:
-        file.copy(connection, name_aside(path, f"{found}.copy", now))
+        file.copy(connection, aside)
     for old in sorted(path.parent.glob(f"{path.name}.*.copy"))[:-COPIES_KEPT]:
         old.unlink()
+    return aside
 
 
 def _upgrade(path: Path, history: History) -> None:

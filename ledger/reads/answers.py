@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+from ledger import errors
 from ledger.database import Read
 
 Rows = list[dict[str, Any]]
@@ -33,7 +34,7 @@ _READS = frozenset(
 )
 
 
-class QueryRefused(ValueError):
+class QueryRefused(errors.LedgerError):
     """The statement is not a SELECT that can be answered; the message says what is wrong with it."""
 
 

@@ -1,17 +1,18 @@
 """Every change we make, by name; each writes its journal line in the caller's transaction.
 
-`leases` who holds an address, `cloud` what EC2 lets us have, `kernel` what we installed, `intents` what
-was asked of EC2, `record` what was said and found. Reading does not belong here.
+`leases` who holds an address, `cloud` what EC2 lets us have and `adoption` what it shows, `kernel` what
+we installed, `intents` what was asked of EC2, `record` what was said and found. Reading does not belong
+here.
 """
 
 from __future__ import annotations
 
+from ledger.writes.adoption import adopt
 from ledger.writes.cloud import (
     address_quarantine,
     addresses_assigned,
     addresses_released,
     addresses_releasing,
-    adopt,
     eni_attaching,
     eni_created,
     eni_dot,

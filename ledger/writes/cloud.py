@@ -1,16 +1,15 @@
-"""What EC2 lets this node have: learnt from its answers, doubted by observations, kept as tombstones.
+"""What EC2 lets this node have: learnt from its answers to our calls, kept as tombstones.
 
-Only EC2's own answer to a call of ours grants or takes back an address at once. An observation may
-bring in what the ledger never knew and mark what it misses; it ends no lease. Intents and calls do not
-belong here.
+Only such an answer grants or takes back an address at once. What an observation may change does not
+belong here, see `adoption`; intents and calls neither.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, bindparam, insert, literal_column, select, update
 from sqlalchemy.dialects import sqlite
 
 from ledger import model, rows, schema
@@ -19,9 +18,6 @@ from ledger.writes import journal
 
 _boots, _enis, _addresses = schema.boots, schema.enis, schema.addresses
 _ONE: ColumnElement[int] = literal_column("1")
-
-ADOPTION_LAG_MS = 300_000
-"""EC2's and IMDS's pictures may be this old: what we released later than that is not believed back."""
 
 _new_boot = sqlite.insert(_boots)
 _BOOT = Statement(
@@ -47,10 +43,7 @@ _ENI = Statement(
         if column.name not in {"absent_since", "gone_at", "gone_reason"}
     ],
 )
-_ENI_KNOWN = Statement(
-    select(*rows.ENI, _enis.c.absent_since).where(_enis.c.eni_id == bindparam("eni_id"))
-)
-_LIVE_ENIS = Statement(select(*rows.ENI, _enis.c.absent_since).where(_enis.c.gone_at.is_(None)))
+ENI_KNOWN = Statement(select(*rows.ENI).where(_enis.c.eni_id == bindparam("eni_id")))
 _ATTACHING = Statement(
     update(_enis)
     .where(_enis.c.eni_id == bindparam("of"), _enis.c.gone_at.is_(None))
@@ -68,7 +61,7 @@ _STATE = Statement(
     .where(_enis.c.eni_id == bindparam("of"), _enis.c.gone_at.is_(None))
     .values(state=bindparam("state"), changed_at=bindparam("now"))
 )
-_SURVIVES_NOT = Statement(
+SURVIVES_NOT = Statement(
     update(_enis)
     .where(_enis.c.eni_id == bindparam("of"))
     .values(delete_on_termination=bindparam("set"))
@@ -83,20 +76,8 @@ _GONE = Statement(
         changed_at=bindparam("now"),
     )
 )
-_ENI_ABSENT = Statement(
-    update(_enis).where(_enis.c.eni_id == bindparam("of")).values(absent_since=bindparam("since"))
-)
 
-_LIVE = Statement(
-    select(
-        _addresses.c.address,
-        _addresses.c.eni_id,
-        _addresses.c.state,
-        _addresses.c.assigned_at,
-        _addresses.c.absent_since,
-    ).where(_addresses.c.released_at.is_(None))
-)
-_LIVE_ONE = Statement(
+LIVE_ONE = Statement(
     select(_addresses.c.eni_id, _addresses.c.state).where(
         _addresses.c.address == bindparam("address"), _addresses.c.released_at.is_(None)
     )
@@ -108,6 +89,11 @@ _ADDRESS = Statement(
         "assigned_at", "rested_since", "cooling_until", "reason",
     ],
 )  # fmt: skip
+_HOLDER = Statement(
+    select(schema.leases.c.id).where(
+        schema.leases.c.address == bindparam("address"), schema.leases.c.ended_at.is_(None)
+    )
+)
 _CONFIRM = Statement(
     update(_addresses)
     .where(
@@ -133,18 +119,10 @@ _QUARANTINE = Statement(
     .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
     .values(state=schema.word("quarantine"), reason=bindparam("reason"))
 )
-_ABSENT = Statement(
-    update(_addresses)
-    .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
-    .values(absent_since=bindparam("since"))
-)
 _OF_ENI = Statement(
     select(_addresses.c.address).where(
         _addresses.c.eni_id == bindparam("eni_id"), _addresses.c.released_at.is_(None)
     )
-)
-_LAST_RELEASE = Statement(
-    select(func.max(_addresses.c.released_at)).where(_addresses.c.address == bindparam("address"))
 )
 
 
@@ -174,12 +152,13 @@ def record_node(tx: Write, node: model.Node, now: int) -> None:
 def eni_created(tx: Write, eni: model.Eni, addresses: Iterable[str], now: int) -> None:
     """EC2 has answered CreateNetworkInterface with this interface and these secondaries."""
     tx.must_outlive_power()
-    if tx.one(_ENI_KNOWN, eni_id=eni.eni_id) is None:  # a repeated token is answered the same again
-        _insert_eni(tx, eni, "create", now)
+    if tx.one(ENI_KNOWN, eni_id=eni.eni_id) is None:  # a repeated token is answered the same again
+        insert_eni(tx, eni, "create", now)
     addresses_assigned(tx, eni.eni_id, addresses, "create", now)
 
 
-def _insert_eni(tx: Write, eni: model.Eni, source: str, now: int) -> None:
+def insert_eni(tx: Write, eni: model.Eni, source: str, now: int) -> None:
+    """An interface the ledger did not know; `source` is create or adopted."""
     values = {field: getattr(eni, field) for field in model.Eni.__slots__ if field != "primary"}
     for name in ("managed", "delete_on_termination"):
         values[name] = int(values[name])
@@ -208,7 +187,7 @@ def eni_state(tx: Write, eni_id: str, state: model.EniState, now: int) -> None:
 def eni_dot(tx: Write, eni_id: str, now: int) -> None:
     """EC2 will remove the interface together with the instance."""
     tx.must_outlive_power()
-    tx.run(_SURVIVES_NOT, of=eni_id, set=1)
+    tx.run(SURVIVES_NOT, of=eni_id, set=1)
     journal.line(tx, now, "eni.delete_on_termination", eni_id, eni_id=eni_id)
 
 
@@ -229,12 +208,22 @@ def addresses_assigned(
 ) -> int:
     """EC2 says that these secondaries are the interface's; how many the ledger did not know."""
     tx.must_outlive_power()
-    return sum(_assigned(tx, eni_id, address, source, now) for address in addresses)
+    return sum(assigned(tx, eni_id, address, source, now) for address in addresses)
 
 
-def _assigned(tx: Write, eni_id: str, address: str, source: str, now: int) -> bool:
+def assigned(tx: Write, eni_id: str, address: str, source: str, now: int) -> bool:
+    """True if the address is new. One in quarantine stays there: EC2 was not asked why."""
     if tx.run(_CONFIRM, of=address, on=eni_id).rowcount:
         return False
+    row = tx.one(LIVE_ONE, address=address)
+    if row is not None:
+        if row[0] == eni_id:
+            return False
+        if tx.one(_HOLDER, address=address) is not None:
+            text = f"EC2 gave it to {eni_id} while a pod holds it on {row[0]}"
+            address_quarantine(tx, address, text, now)
+            return False
+        addresses_released(tx, [address], now, f"moved to {eni_id}")
     tx.run(
         _ADDRESS,
         address=address,
@@ -253,7 +242,10 @@ def _assigned(tx: Write, eni_id: str, address: str, source: str, now: int) -> bo
 
 
 def addresses_releasing(tx: Write, eni_id: str, addresses: Iterable[str], now: int) -> None:
-    """EC2 is about to be asked to take these back: no pod gets one from now on."""
+    """EC2 is about to be asked to take these back: no pod gets one from now on.
+
+    Raises sqlite3.IntegrityError if a pod was given one since this was planned: plan again.
+    """
     tx.must_outlive_power()
     for address in addresses:
         tx.run(_RELEASING, of=address)
@@ -274,86 +266,3 @@ def address_quarantine(tx: Write, address: str, reason: str, now: int) -> None:
     """The address is doubtful: neither given to a pod nor given back; a lease on it stays."""
     tx.run(_QUARANTINE, of=address, reason=reason)
     journal.line(tx, now, "address.quarantine", address, reason, address=address)
-
-
-# --------------------------------------------------------------------------- observations
-
-
-def adopt(tx: Write, seen: model.ObservedCloud, now: int) -> bool:
-    """Bring in what EC2 shows and the ledger does not know; mark what it misses. True if any is new.
-
-    Nothing but EC2's own picture is adopted. An address we released is believed back only by a picture
-    newer than the release by ADOPTION_LAG_MS, and one we were given is missed no sooner. What is missing gets `absent_since`, so that no pod is
-    given it meanwhile; leases are left alone.
-    """
-    if seen.source != "ec2":
-        return False
-    known = {row[0]: row for row in tx.all(_LIVE_ENIS)}
-    changed = False
-    for each in seen.enis:
-        changed |= _adopt_eni(tx, each, seen.at, now)
-    shown = {each.eni.eni_id for each in seen.enis}
-    for eni_id, row in known.items():
-        _mark_eni(tx, rows.eni(row[:-1]), row[-1], eni_id in shown, seen.at)
-    _mark_addresses(tx, seen, now)
-    return changed
-
-
-def _adopt_eni(tx: Write, each: model.ObservedEni, seen_at: int, now: int) -> bool:
-    eni = each.eni
-    row = tx.one(_ENI_KNOWN, eni_id=eni.eni_id)
-    changed = row is None
-    if row is None:
-        _insert_eni(tx, eni, "adopted", now)
-    else:
-        before = rows.eni(row[:-1])
-        if before.state == "gone":  # an old picture of what we deleted
-            return False
-        if before.state == "created" and eni.attachment_id is not None:
-            eni_attaching(tx, eni.eni_id, eni.device, eni.card, eni.attachment_id, now)
-            changed = True
-        if eni.attachment_id and before.delete_on_termination != eni.delete_on_termination:
-            tx.run(_SURVIVES_NOT, of=eni.eni_id, set=int(eni.delete_on_termination))
-    if eni.managed:
-        for address in each.addresses:
-            changed |= _adopt_address(tx, eni.eni_id, address, seen_at, now)
-    return changed
-
-
-def _adopt_address(tx: Write, eni_id: str, address: str, seen_at: int, now: int) -> bool:
-    """True if it is new. One that the ledger has on another interface is doubtful from now on."""
-    held = tx.one(_LIVE_ONE, address=address)
-    if held is None:
-        return _believed(tx, address, seen_at) and _assigned(tx, eni_id, address, "adopted", now)
-    if held[0] != eni_id and held[1] == "assigned":
-        address_quarantine(tx, address, f"EC2 shows it on {eni_id}, we had it on {held[0]}", now)
-    return False
-
-
-def _believed(tx: Write, address: str, seen_at: int) -> bool:
-    row = tx.one(_LAST_RELEASE, address=address)
-    released_at = row[0] if row else None
-    return released_at is None or seen_at > released_at + ADOPTION_LAG_MS
-
-
-def _mark_eni(
-    tx: Write, eni: model.Eni, absent_since: int | None, shown: bool, seen_at: int
-) -> None:
-    if shown and absent_since is not None:
-        tx.run(_ENI_ABSENT, of=eni.eni_id, since=None)
-    elif not shown and absent_since is None:
-        tx.run(_ENI_ABSENT, of=eni.eni_id, since=seen_at)
-
-
-def _mark_addresses(tx: Write, seen: model.ObservedCloud, now: int) -> None:
-    shown: dict[str, Sequence[str]] = {each.eni.eni_id: each.addresses for each in seen.enis}
-    for address, eni_id, state, assigned_at, absent_since in tx.all(_LIVE):
-        there = address in shown.get(eni_id, ())
-        if there and absent_since is not None:
-            tx.run(_ABSENT, of=address, since=None)
-            journal.line(tx, now, "address.seen_again", address, eni_id=eni_id, address=address)
-        elif assigned_at > seen.at - ADOPTION_LAG_MS:
-            continue  # our own answer is younger than what this picture can be
-        elif not there and absent_since is None and state == "assigned":
-            tx.run(_ABSENT, of=address, since=seen.at)
-            journal.line(tx, now, "address.absent", address, eni_id=eni_id, address=address)

@@ -251,8 +251,6 @@ CREATE TABLE settings (
     """\
 CREATE INDEX addresses_by_rest ON addresses (eni_id, family, rested_since) WHERE state = 'assigned'""",
     """\
-CREATE INDEX addresses_of_eni ON addresses (eni_id)""",
-    """\
 CREATE INDEX calls_by_time ON api_calls (at)""",
     """\
 CREATE INDEX calls_of_intent ON api_calls (intent_id)""",
@@ -273,6 +271,8 @@ CREATE INDEX leases_by_container ON leases (container_id)""",
     """\
 CREATE INDEX leases_by_pod ON leases (pod_name, pod_namespace)""",
     """\
+CREATE INDEX live_addresses_of_eni ON addresses (eni_id, family) WHERE released_at IS NULL""",
+    """\
 CREATE UNIQUE INDEX one_address_per_interface ON leases (container_id, ifname, family) WHERE ended_at IS NULL""",
     """\
 CREATE UNIQUE INDEX one_intent_per_token ON intents (token)""",
@@ -291,7 +291,7 @@ CREATE UNIQUE INDEX one_owner_per_object ON installed (place, kind, "key")""",
     """\
 CREATE INDEX open_intents ON intents (id) WHERE state IN ('planned', 'sent', 'unknown')""",
     """\
-CREATE INDEX open_leases_of_eni ON leases (eni_id) WHERE ended_at IS NULL""",
+CREATE INDEX open_leases_of_eni ON leases (eni_id, family) WHERE ended_at IS NULL""",
     """\
 CREATE INDEX requests_by_container ON cni_requests (container_id)""",
     """\
