@@ -105,7 +105,7 @@ class Fabric:
             f"address add {IMDS}/32 dev lo",
             f"address add {API}/32 dev lo",
             "route add default dev lo metric 4000",
-            "-6 route add default dev lo metric 4000",
+            "route add ::/0 dev lo metric 4000",
         )
         with cloud.lock:
             cloud.hooks.append(self._on_event)
@@ -216,9 +216,9 @@ class Fabric:
         if primary := eni.get("PrivateIpAddress"):  # an EFA-only interface has none
             neighbours += [f"neighbour replace {primary} lladdr {mac} dev {device} nud permanent"]
         self._ip(
-            f"link add {device} mtu {MTU} addrgenmode none type veth"
+            f"link add {device} mtu {MTU} type veth"
             f" peer name {port.guest} mtu {MTU} address {mac} netns {node.path}",
-            f"link set {device} up",
+            f"link set {device} addrgenmode none up",
             f"address add fe80::1/64 dev {device} nodad",
             *neighbours,
             # Without it the first ARP of every guest waits up to 0.8 s for its proxied answer.
@@ -288,8 +288,9 @@ class Fabric:
                 text=True,
                 check=False,
             )
-            for name, value in (sysctls or {}).items():
-                (Path("/proc/sys/net") / name).write_text(str(value))
+            if done.returncode == 0:
+                for name, value in (sysctls or {}).items():
+                    (Path("/proc/sys/net") / name).write_text(str(value))
             return done
 
         if lines:
@@ -330,5 +331,5 @@ def boot_lines(device: str, address: str, gateway: ipaddress.IPv4Interface) -> S
         f"link set {device} up",
         f"address add {address}/{gateway.network.prefixlen} dev {device}",
         f"route add default via {gateway.ip} dev {device}",
-        f"-6 route add default via fe80::1 dev {device}",
+        f"route add ::/0 via fe80::1 dev {device}",
     )
