@@ -93,6 +93,7 @@ class Watch:
     def __init__(self) -> None:
         """Join the kernel's groups."""
         self._socket = channel.route_socket()
+        self._socket.bind((0, 0))  # without a port of its own a socket is told nothing
         for group in rtnetlink.GROUPS:
             self._socket.setsockopt(channel.SOL_NETLINK, channel.ADD_MEMBERSHIP, group)
 
