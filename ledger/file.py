@@ -70,15 +70,20 @@ def stamp(connection: sqlite3.Connection) -> str | None:
     return str(row[0])
 
 
+def revision(path: Path) -> str | None:
+    """The revision of the file at `path`, read without changing a byte of it; None if it is empty."""
+    try:
+        with contextlib.closing(reading(path)) as connection:
+            return stamp(connection)
+    except (errors.NotALedger, sqlite3.DatabaseError) as error:
+        raise errors.NotALedger(f"{path}: {error}") from error
+
+
 def check(path: Path) -> None:
     """Raise NotALedger or WrongSchema unless the file at `path` has this program's schema."""
     if not path.exists():
         raise errors.NotALedger(f"{path} does not exist")
-    with contextlib.closing(reading(path)) as connection:
-        try:
-            found = stamp(connection)
-        except (errors.NotALedger, sqlite3.DatabaseError) as error:
-            raise errors.NotALedger(f"{path}: {error}") from error
+    found = revision(path)
     if found is None:
         raise errors.NotALedger(f"{path} is empty; migrate.bring_to_head makes a ledger of it")
     if found not in schema.REVISIONS:

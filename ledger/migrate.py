@@ -45,7 +45,7 @@ def bring_to_head(path: Path, history: History | None = None) -> Brought:
     path = path.absolute()
     revisions = (history or shipped()).revisions
     with lock.held(path):
-        found = _found(path)
+        found = file.revision(path) if path.exists() else None
         if found is None:
             _create(path)
             return "created"
@@ -62,17 +62,6 @@ def bring_to_head(path: Path, history: History | None = None) -> Brought:
             return "migrated"
         _lay_views_if_changed(path)
         return "unchanged"
-
-
-def _found(path: Path) -> str | None:
-    """The revision in the file, read without changing a byte of it; None if there is nothing yet."""
-    if not path.exists():
-        return None
-    with contextlib.closing(file.reading(path)) as connection:
-        try:
-            return file.stamp(connection)
-        except errors.NotALedger as error:
-            raise errors.NotALedger(f"{path}: {error}") from error
 
 
 def _create(path: Path) -> None:
