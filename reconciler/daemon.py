@@ -102,7 +102,7 @@ class Daemon:
             settings=settings,
             boot_id=self.boot_id,
             clock=clock,
-            ring_cloud=self.cloud_lane.ring,
+            ring_cloud=self._ring_cloud,
             wake_at=self.wait_lane.ring_at,
         )
         self.server = server.Server(Path(settings.socket_path), self.verbs.handle)
@@ -110,6 +110,7 @@ class Daemon:
         self.loop.capacity_changed = self._capacity_changed
         self._publishing = threading.Lock()
         self._published = False
+        self._said: dict[str, Sequence[actions.Note]] = {}
         self._watching = threading.Thread(target=self._watch_kernel, name="watch", daemon=True)
         self._scheduler = _bells(
             {
@@ -137,6 +138,7 @@ class Daemon:
         """Take no more calls, end the lanes, end the child; what was cut short is in the ledger."""
         log.info("stopping")
         self._scheduler.shutdown(wait=False)
+        self.server.run(self.verbs.release_waiting)
         self.server.stop(STOP_SECONDS)
         self.cloud.close()
         for lane in self._lanes():
@@ -152,21 +154,24 @@ class Daemon:
             with self.ledger.write() as tx:
                 writes.open_finding(tx, "lane_failed", name, text, clock())
 
-        return lanes.Lane(name, tick, failed, clock)
+        def worked() -> None:
+            with self.ledger.write() as tx:
+                writes.close_finding(tx, "lane_failed", name, clock())
+
+        return lanes.Lane(name, tick, failed, worked, clock)
 
     # ------------------------------------------------------------------ ticks
 
     def _tick_kernel(self) -> int | None:
-        plan = self.loop.tick_kernel()
-        _log_plan("kernel", plan)
+        self._say("kernel", self.loop.tick_kernel())
         return None
 
     def _tick_cloud(self) -> int | None:
-        plan = self.loop.tick_cloud()
-        _log_plan("cloud", plan)
+        self._say("cloud", self.loop.tick_cloud())
         self._publish()
         with self.ledger.read() as tx:
-            return reads.next_retry_at(tx, clock())
+            times = (reads.next_retry_at(tx, clock()), self.loop.next_look_at())
+        return min((time for time in times if time is not None), default=None)
 
     def _tick_tidy(self) -> int | None:
         recovery.take_spool_in(self.ledger, self.loop, Path(self.settings.spool_dir), clock)
@@ -179,10 +184,24 @@ class Daemon:
         self.server.run(self.verbs.retry_waiting)
         return None
 
+    def _ring_cloud(self, urgent: bool) -> None:
+        """A pod that waits has the pool looked at now; one that came or went, together with others."""
+        if urgent:
+            self.cloud_lane.ring()
+        else:
+            self.cloud_lane.ring_at(clock() + SETTLE_MS)
+
     def _capacity_changed(self) -> None:
         self.wait_lane.ring()
         self.kernel_lane.ring()
         self._publish()
+
+    def _say(self, lane: str, notes: Sequence[actions.Note]) -> None:
+        """A tick's notes, where they differ from the lane's last ones."""
+        for note in notes:
+            if note not in self._said.get(lane, ()):
+                log.info("%s: %s: %s", lane, note.code, note.text)
+        self._said[lane] = notes
 
     def _publish(self) -> None:
         """The conflist appears once a pod can be served, and is never withdrawn."""
@@ -215,12 +234,3 @@ def _bells(intervals: Mapping[lanes.Lane, int]) -> background.BackgroundSchedule
     for lane, seconds in intervals.items():
         scheduler.add_job(lane.ring, "interval", seconds=seconds, coalesce=True)
     return scheduler
-
-
-def _log_plan(lane: str, plan: actions.Plan) -> None:
-    for action in plan.kernel:
-        log.info("%s: %s", lane, action)
-    for step in plan.cloud:
-        log.info("%s: %s (%s, %s)", lane, step.action, step.lane, step.cause)
-    for note in plan.notes:
-        log.debug("%s: %s: %s", lane, note.code, note.text)

@@ -3,7 +3,7 @@
     VpcledgerError
       TryLater   nobody has to act: ask again (throttle, growth under way, a dependency is down)
       Full       an operator or EC2 must give room (node full, subnet full)
-      Refused    the caller must change the request or the settings
+      Refused    the caller must change the request or the settings (BadNamespace: CNI_NETNS)
       Gone       the thing is no longer there: for a removal that is success
       Bug        we must act
 
@@ -30,6 +30,11 @@ REASONS: dict[str, str] = {
     "bad_request": "The request broke the CNI specification; the text says where.",
     "unknown_container": "No open lease for this container and interface.",
     "drift": "The kernel differs from what the ledger says; the text names what is missing.",
+    "kernel_unreadable": "The kernel's tables could not be read; they are read again at the next look.",
+    "lane_failed": "A background lane failed and is tried again after a pause; the text is its error.",
+    "conflist_unwritable": "The conflist could not be put in place: check the folder's permissions.",
+    "gc_disagrees": "GC left out a sandbox whose link is alive; its lease stays until both agree.",
+    "stopping": "The daemon is being stopped; the next one serves the runtime's next try.",
     "spool_unreadable": "A spooled deletion could not be read; it was set aside for inspection.",
     "bad_setting": "A setting's value cannot be used; the text says what could stand there.",
     "ledger_error": "The ledger could not be written; see the daemon's log and disk space.",
@@ -73,6 +78,12 @@ class Refused(VpcledgerError):
     """The request or a setting must change (CNI code 7, or the caller's more exact one)."""
 
     cni_code = 7
+
+
+class BadNamespace(Refused):
+    """CNI_NETNS names nothing that can be entered (CNI code 4: an invalid variable)."""
+
+    cni_code = 4
 
 
 class Gone(VpcledgerError):

@@ -28,10 +28,12 @@ class Lane:
         name: str,
         tick: Tick,
         failed: Callable[[str], None],
+        worked: Callable[[], None],
         clock: Callable[[], int],
     ) -> None:
-        """`failed` is told the error of a tick that raised."""
-        self._tick, self._failed, self._clock = tick, failed, clock
+        """`failed` is told the error of a tick that raised, `worked` that the one after did not."""
+        self._tick, self._clock = tick, clock
+        self._failed, self._worked = failed, worked
         self._condition = threading.Condition()
         self._rung = False
         self._due: int | None = None
@@ -67,14 +69,23 @@ class Lane:
         while self._wait():
             try:
                 again = self._tick()
-                self._pause = BACKOFF_MS[0]
+                if self._pause != BACKOFF_MS[0]:
+                    self._pause = BACKOFF_MS[0]
+                    self._worked()
             except Exception as error:
                 log.exception("a tick failed")
-                self._failed(f"{type(error).__name__}: {error}")
+                self._tell(f"{type(error).__name__}: {error}")
                 again = self._clock() + self._pause
                 self._pause = min(self._pause * 2, BACKOFF_MS[1])
             if again is not None:
                 self.ring_at(again)
+
+    def _tell(self, what: str) -> None:
+        """Telling of a failure may fail as well (a full disk); the log has it in any case."""
+        try:
+            self._failed(what)
+        except Exception:
+            log.exception("a failed tick could not be reported")
 
     def _wait(self) -> bool:
         """Until rung, due or stopping; False in the last case."""

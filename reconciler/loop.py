@@ -21,8 +21,12 @@ from reconciler.providers import kernel as kernel_provider
 
 log = logging.getLogger(__name__)
 
+Notes = tuple[actions.Note, ...]
+
 STEPS_PER_TICK = 32
 """A tick ends after so many EC2 mutations; the next one goes on where it stopped."""
+LOOK_PAUSE_MS = (2_000, 120_000)
+"""First and longest pause between looks that are made to give something back."""
 LOOK_IS_FRESH_MS = 60_000
 """How old a look at EC2 may be and still allow something to be given back."""
 
@@ -44,48 +48,47 @@ class Loop:
         self.capacity_changed: Callable[[], None] = lambda: None
         self._seen: model.ObservedCloud | model.Unknown = model.Unknown("not asked yet", 0)
         self._look_wanted = True
+        self._look_pause, self._look_not_before = LOOK_PAUSE_MS[0], 0
 
     # ----------------------------------------------------------------------- kernel
 
-    def tick_kernel(self) -> actions.Plan:
+    def tick_kernel(self) -> Notes:
         """One comparison with the kernel; what differs is mended between two requests of the runtime."""
         observed = self.kernel.observe()
-        plan = self._plan_kernel(observed)
-        if plan.kernel:
-            self.engine(lambda: self._mend(observed))
-        elif isinstance(observed, model.ObservedKernel):
-            self._publish_enis(observed)
-        if isinstance(observed, model.ObservedKernel):
-            with self.ledger.write() as tx:
-                writes.close_finding(tx, "kernel_unreadable", "", self.clock())
-        else:
+        with self.ledger.read() as tx:
+            desired = reads.desired(tx, self.clock())
+        plan = planner.kernel(desired, observed, self.settings)
+        if isinstance(observed, model.Unknown):
             with self.ledger.write() as tx:
                 writes.open_finding(tx, "kernel_unreadable", "", observed.why, self.clock())
-        return plan
+            return plan.notes
+        with self.ledger.write() as tx:
+            writes.close_finding(tx, "kernel_unreadable", "", self.clock())
+        if plan.kernel:
+            self.engine(lambda: self._mend(observed))
+        else:
+            self._publish_enis(desired, observed)
+        return plan.notes
 
-    def _plan_kernel(self, observed: model.ObservedKernel | model.Unknown) -> actions.Plan:
-        now = self.clock()
-        with self.ledger.read() as tx:
-            desired = reads.desired(tx, now)
-        seen = model.Observed(model.Unknown("the kernel's lane", now), observed)
-        return planner.plan(desired, seen, self.settings, now)
+    def _mend(self, observed: model.ObservedKernel) -> None:
+        """Runs on the engine thread, on the ledger as it is now: no ADD or DEL can come between.
 
-    def _mend(self, observed: model.ObservedKernel | model.Unknown) -> None:
-        """Runs on the engine thread: no ADD or DEL can come between this plan and its effect, so an old
-        look cannot take away what a new pod was just given.
+        So what an old look shows cannot take away what a new pod was just given.
         """
-        plan = self._plan_kernel(observed)
+        with self.ledger.read() as tx:
+            desired = reads.desired(tx, self.clock())
+        plan = planner.kernel(desired, observed, self.settings)
         outcomes = self.carry_out(plan.kernel)
+        for outcome in outcomes:
+            log.info("mended: %s %s", outcome.action, outcome.error)
         with self.ledger.write() as tx:
             record.kernel(tx, outcomes, self.clock())
-        if isinstance(observed, model.ObservedKernel) and not any(o.error for o in outcomes):
-            self._publish_enis(observed)
+        if not any(outcome.error for outcome in outcomes):
+            self._publish_enis(desired, observed)
 
-    def _publish_enis(self, observed: model.ObservedKernel) -> None:
+    def _publish_enis(self, desired: model.Desired, observed: model.ObservedKernel) -> None:
         """An interface is given to pods only once it is wired (never before: upstream's W4)."""
         now = self.clock()
-        with self.ledger.read() as tx:
-            desired = reads.desired(tx, now)
         links = planner.eni_links(desired, observed)
         fresh = [e for e in desired.enis if e.eni_id in links and e.state != "usable"]
         if not fresh:
@@ -130,21 +133,36 @@ class Loop:
 
     # ----------------------------------------------------------------------- cloud
 
-    def tick_cloud(self) -> actions.Plan:
+    def tick_cloud(self) -> Notes:
         """One round with EC2: who are we, what is in doubt, what does the pool want."""
-        plan = actions.Plan()
         if not self._identified():
-            return plan
+            return ()
         self._settle_unknown()
         if self._look_wanted:
             self._look()
+        plan = self._plan_cloud()
         for _ in range(STEPS_PER_TICK):
-            plan = self._plan_cloud()
-            if not plan.cloud and record.wants_a_look(plan) and self._look():
+            if not plan.cloud and record.wants_a_look(plan) and self._may_look_again():
                 plan = self._plan_cloud()
             if not plan.cloud or not self.carry_out_cloud(plan.cloud[0]):
                 break
-        return plan
+            plan = self._plan_cloud()
+        if not record.wants_a_look(plan):
+            self._look_pause = LOOK_PAUSE_MS[0]
+        return plan.notes
+
+    def next_look_at(self) -> int | None:
+        """When (ms) EC2 may be looked at again for something that is to be given back; None if never."""
+        return self._look_not_before if self._look_pause > LOOK_PAUSE_MS[0] else None
+
+    def _may_look_again(self) -> bool:
+        """Look at EC2 unless it was just done in vain; the pause doubles while it stays in vain."""
+        now = self.clock()
+        if now < self._look_not_before:
+            return False
+        self._look_not_before = now + self._look_pause
+        self._look_pause = min(self._look_pause * 2, LOOK_PAUSE_MS[1])
+        return self._look()
 
     def _identified(self) -> bool:
         with self.ledger.read() as tx:
@@ -183,11 +201,11 @@ class Loop:
         seen = self._seen
         if isinstance(seen, model.ObservedCloud) and now - seen.at > LOOK_IS_FRESH_MS:
             seen = model.Unknown("the last look at EC2 is too old to give anything back", seen.at)
-        observed = model.Observed(seen, model.Unknown("the cloud's lane", now))
-        return planner.plan(desired, observed, self.settings, now)
+        return planner.cloud(desired, seen, self.settings, now)
 
     def carry_out_cloud(self, step: actions.CloudStep) -> bool:
         """Intent, call, outcome; True if the call did what it should."""
+        log.info("EC2: %s (%s: %s)", step.action, step.lane, step.cause)
         with self.ledger.write(durable=True) as tx:
             intent = record.intend(tx, step, self.clock())
         return self._send(intent, step)

@@ -19,6 +19,8 @@ from reconciler.providers import ec2
 SETTLE_AFTER_MS = 5_000
 """EC2's picture may lag a call by seconds: one younger than this proves nothing."""
 BACKOFF_MS = {"throttled": 5_000, "subnet_full": 30_000, "ec2_denied": 60_000}
+EC2_TROUBLE = ("throttled", "subnet_full", "node_full", "ec2_denied", "ec2_error", "ec2_down")
+"""Reasons that a refused call may have: findings that its next success closes."""
 BACKOFF_DEFAULT_MS = 2_000
 BACKOFF_MOST_MS = 120_000
 
@@ -76,6 +78,8 @@ def cloud(
         return
     _succeeded(tx, step.action, outcome.result, now)
     writes.intent_done(tx, intent.id, now)
+    for reason in EC2_TROUBLE:
+        writes.close_finding(tx, reason, intent.operation, now)
 
 
 def _succeeded(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ledger import database, reads
+from ledger import database, model, reads
 from reconciler import errors
 from reconciler import settings as knobs
 from reconciler.planner import limits, pool
@@ -22,10 +22,16 @@ class NotReady(errors.VpcledgerError):
 
 @dataclass(frozen=True, slots=True)
 class NoAddress:
-    """`may_come` says whether waiting makes sense."""
+    """`may_come` says whether waiting makes sense, `eta_at` (ms) until when, `intent_id` for what."""
 
     error: errors.VpcledgerError
     may_come: bool
+    eta_at: int | None = None
+    intent_id: int | None = None
+
+
+ASSIGN_MS, ATTACH_MS = 1_000, 6_000
+"""What EC2 usually takes to add addresses to an interface, and to make and attach a new one."""
 
 
 def no_address(tx: database.Read, settings: knobs.Settings, now: int) -> NoAddress:
@@ -37,26 +43,42 @@ def no_address(tx: database.Read, settings: knobs.Settings, now: int) -> NoAddre
     if limit is None:
         detail = f"the type {desired.node.instance_type} is not in the table of instance types"
         return NoAddress(errors.TryLater("starting", detail), may_come=False)
-    for intent in desired.intents:
-        if intent.state == "failed" and intent.retry_at > now:
-            seconds = (intent.retry_at - now) / 1000
-            known = errors.from_ec2(intent.error.partition(":")[0], intent.error)
-            detail = f"{intent.operation}: {intent.error}; tried again in {seconds:.0f} s"
-            return NoAddress(type(known)(known.reason, detail), may_come=False)
+    refused = [i for i in desired.intents if i.state == "failed"]
+    if refused:
+        return _backing_off(refused[-1], now)
     capacity = pool.capacity(desired, settings, limit)
     if capacity.could_grow:
-        under_way = ", ".join(
-            i.operation for i in desired.intents if i.state in {"planned", "sent"}
-        )
-        detail = f"waiting for {under_way}" if under_way else "EC2 is being asked for more"
-        return NoAddress(errors.TryLater("growing", detail), may_come=True)
+        return _growing(desired, now)
     cooled_at = reads.next_cooled_at(tx, now)
     if cooled_at is not None:
-        seconds = max(cooled_at - now, 0) / 1000
-        detail = f"the next address has cooled down in {seconds:.0f} s"
-        return NoAddress(
-            errors.TryLater("cooling", detail),
-            may_come=cooled_at - now <= settings.add_wait_ms,
-        )
+        soon = cooled_at - now <= settings.add_wait_ms
+        return NoAddress(errors.TryLater("cooling", _in(cooled_at - now)), soon, cooled_at)
     detail = f"{capacity.max_addresses} addresses on {capacity.enis} interfaces, all leased"
     return NoAddress(errors.Full("node_full", detail), may_come=False)
+
+
+def _backing_off(intent: model.Intent, now: int) -> NoAddress:
+    """EC2 said no a moment ago and is asked again when `retry_at` has come."""
+    code, _, text = intent.error.partition(": ")
+    known = errors.from_ec2(code, text)
+    detail = f"{intent.operation}: {intent.error}; {_in(intent.retry_at - now)}"
+    return NoAddress(type(known)(known.reason, detail), False, intent.retry_at, intent.id)
+
+
+def _growing(desired: model.Desired, now: int) -> NoAddress:
+    intent = next((i for i in reversed(desired.intents) if i.state != "failed"), None)
+    attaching = any(eni.state in {"created", "attaching", "attached"} for eni in desired.enis)
+    if intent is not None:
+        attaching = attaching or intent.operation in {"CreateEni", "AttachEni"}
+        waits = f"waiting for {intent.operation} of {intent.subject}"
+    elif attaching:
+        waits = "waiting for a new interface to appear"
+    else:
+        waits = "EC2 is being asked for more"
+    takes = ATTACH_MS if attaching else ASSIGN_MS
+    error = errors.TryLater("growing", f"{waits}; {_in(takes)}")
+    return NoAddress(error, True, now + takes, None if intent is None else intent.id)
+
+
+def _in(pause: int) -> str:
+    return f"try again in about {max(pause, 0) / 1000:.0f} s"

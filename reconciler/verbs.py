@@ -33,6 +33,7 @@ class Job:
     lease: model.Lease | None = None
     waits_until: int = 0
     waits_for: int | None = None
+    eta_at: int | None = None
 
     @property
     def pod(self) -> kernel_provider.PodHandle | None:
@@ -51,7 +52,8 @@ class Verbs:
     settings: knobs.Settings
     boot_id: str
     clock: Callable[[], int]
-    ring_cloud: Callable[[], None]
+    ring_cloud: Callable[[bool], None]
+    """Have the warm pool looked at; True if a pod waits for it."""
     wake_at: Callable[[int], None]
     """Have `retry_waiting` run at this time (ms)."""
     waiting: dict[int, Job] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class Verbs:
         if job.pod is None:
             code = job.call.request.netns_errno
             why = os.strerror(code) if code else "the launcher handed over no namespace"
-            raise errors.Refused("netns_missing", f"{job.asked.netns}: {why}")
+            raise errors.BadNamespace("netns_missing", f"CNI_NETNS={job.asked.netns}: {why}")
         asked, now = job.asked, self.clock()
         namespace, name = asked.pod
         with self.ledger.write() as tx:
@@ -172,16 +174,17 @@ class Verbs:
             self._record(tx, job, 0, "", "")
         sysctls = tuple(wire.Sysctl(s.where, s.path, s.value) for s in wired.sysctls)
         job.call.answer(wire.Reply(0, answer, sysctls))
-        self.ring_cloud()
+        self.ring_cloud(False)
 
     def _wait(self, job: Job) -> None:
         """No address: say why, ask for more, and hold the call for a while."""
         with self.ledger.read() as tx:
             why = refusals.no_address(tx, self.settings, self.clock())
-        self.ring_cloud()
+        self.ring_cloud(True)
+        job.waits_for, job.eta_at = why.intent_id, why.eta_at
         if job.waits_until == 0:
-            job.waits_until = job.began_at + (self.settings.add_wait_ms if why.may_come else 0)
-        if self.clock() >= job.waits_until:
+            job.waits_until = job.began_at + self.settings.add_wait_ms
+        if not why.may_come or self.clock() >= job.waits_until:
             raise why.error
         assert job.lease is not None
         self.waiting[job.lease.id] = job
@@ -194,12 +197,18 @@ class Verbs:
             if self._still_waiting(job):
                 self._guarded(job, self.add)
 
+    def release_waiting(self) -> None:
+        """Refuse the held calls: the daemon is being stopped."""
+        held, self.waiting = self.waiting, {}
+        for job in held.values():
+            self.refuse(job, errors.TryLater("stopping"))
+
     def _still_waiting(self, job: Job) -> bool:
         with self.ledger.read() as tx:
             lease = reads.open_lease(tx, job.asked.container_id, job.asked.ifname)
         if lease is not None:
             return True
-        self.refuse(job, errors.TryLater("gave_up_waiting", ""))
+        self.refuse(job, errors.TryLater("gave_up_waiting"))
         return False
 
     # ------------------------------------------------------------------ DEL
@@ -221,7 +230,7 @@ class Verbs:
         job.call.answer(wire.Reply())
         if lease is not None:
             self.retry_waiting()
-            self.ring_cloud()
+            self.ring_cloud(False)
 
     # ------------------------------------------------------------------ CHECK, GC, STATUS
 
@@ -235,7 +244,7 @@ class Verbs:
                 raise errors.Gone("unknown_container", f"{asked.container_id} {asked.ifname}")
             wired = self._wiring(tx, lease)
         if job.pod is None:
-            raise errors.Refused("netns_missing", asked.netns)
+            raise errors.BadNamespace("netns_missing", f"CNI_NETNS={asked.netns}")
         missing = wiring.compare(wired.host, self.loop.kernel.observe())
         missing += wiring.compare(wired.pod, self.loop.kernel.observe_pod(job.pod))
         told = [ip.get("address") for ip in (asked.config.prev_result or {}).get("ips", [])]
@@ -271,7 +280,7 @@ class Verbs:
                 self.loop.end_lease(lease, "gc")
         self._succeed(job)
         if unlisted:
-            self.ring_cloud()
+            self.ring_cloud(False)
 
     def status(self, job: Job) -> None:
         """Can one more pod be served now? Error 50 with the reason if not (section STATUS)."""
@@ -282,7 +291,7 @@ class Verbs:
             else:
                 why = refusals.no_address(tx, self.settings, self.clock())
         if why is not None:
-            self.ring_cloud()
+            self.ring_cloud(False)
             raise refusals.NotReady(why.error.reason, why.error.detail)
         self._succeed(job)
 
@@ -330,7 +339,8 @@ class Verbs:
             code=code,
             reason=reason,
             detail=detail,
-            waits_for=job.waits_for,
+            waits_for=job.waits_for if code else None,
+            eta_at=job.eta_at if code else None,
             duration_us=(self.clock() - job.began_at) * 1000,
             now=self.clock(),
         )

@@ -21,9 +21,9 @@ def plan(
     now: int,
 ) -> actions.Plan:
     """What to do now, in order, and why; equal arguments give equal plans."""
-    kernel, kernel_notes = _kernel(desired, observed.kernel, settings)
-    cloud, cloud_notes = _cloud(desired, observed.cloud, settings, now)
-    return actions.Plan(kernel, cloud, kernel_notes + cloud_notes)
+    network = kernel(desired, observed.kernel, settings)
+    pool_ = cloud(desired, observed.cloud, settings, now)
+    return actions.Plan(network.kernel, pool_.cloud, network.notes + pool_.notes)
 
 
 def eni_links(desired: model.Desired, observed: model.ObservedKernel) -> dict[str, model.Link]:
@@ -36,11 +36,12 @@ def eni_links(desired: model.Desired, observed: model.ObservedKernel) -> dict[st
     }
 
 
-def _kernel(
+def kernel(
     desired: model.Desired, observed: model.ObservedKernel | model.Unknown, settings: knobs.Settings
-) -> tuple[tuple[actions.KernelAction, ...], tuple[actions.Note, ...]]:
+) -> actions.Plan:
+    """The kernel's part alone, for its own lane."""
     if isinstance(observed, model.Unknown):
-        return (), (actions.Note("kernel_unknown", observed.why),)
+        return actions.Plan(notes=(actions.Note("kernel_unknown", observed.why),))
     notes: list[actions.Note] = []
     wanted: list[model.KernelObject] = []
     links = eni_links(desired, observed)
@@ -64,7 +65,7 @@ def _kernel(
                 actions.Note("pod_link_gone", f"{name}, lease {row.owner}: sandbox is gone")
             )
     named = tuple(row.thing for row in desired.installed)
-    return wiring.diff(tuple(wanted), observed, named), tuple(notes)
+    return actions.Plan(wiring.diff(wanted, observed, named), notes=tuple(notes))
 
 
 def _link_of(thing: model.KernelObject) -> str | None:
@@ -76,16 +77,22 @@ def _link_of(thing: model.KernelObject) -> str | None:
     return None
 
 
-def _cloud(
+def cloud(
     desired: model.Desired,
     observed: model.ObservedCloud | model.Unknown,
     settings: knobs.Settings,
     now: int,
-) -> tuple[tuple[actions.CloudStep, ...], tuple[actions.Note, ...]]:
+) -> actions.Plan:
+    """The cloud's part alone, for its own lane."""
     if desired.node is None:
-        return (), (actions.Note("starting", "the node has not been described yet"),)
+        return _nothing("starting", "the node has not been described yet")
     limit = limits.lookup(desired.node.instance_type)
     if limit is None:
         text = f"{desired.node.instance_type} is not in the table of instance types"
-        return (), (actions.Note("type_unknown", text),)
-    return pool.cloud_steps(desired, observed, settings, limit, now)
+        return _nothing("type_unknown", text)
+    steps, notes = pool.cloud_steps(desired, observed, settings, limit, now)
+    return actions.Plan(cloud=steps, notes=notes)
+
+
+def _nothing(code: str, text: str) -> actions.Plan:
+    return actions.Plan(notes=(actions.Note(code, text),))
