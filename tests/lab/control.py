@@ -11,7 +11,7 @@ import json
 from typing import Any
 from urllib.parse import parse_qs
 
-from tests.lab import accounting
+from tests.lab import accounting, faults
 from tests.lab.frontdoor import FrontDoor
 from tests.lab.reply import Reply, of_json
 
@@ -34,8 +34,8 @@ def answer(front: FrontDoor, method: str, path: str, query: str, body: bytes) ->
                 case "GET", "faults":
                     return of_json(_faults(front))
                 case "POST", "faults":
-                    for rule in given if isinstance(given, list) else [given]:
-                        front.faults.add(**rule)
+                    rules = given if isinstance(given, list) else [given]
+                    front.faults.rules += [faults.read(rule) for rule in rules]
                     return of_json(_faults(front))
                 case "DELETE", "faults":
                     front.faults.clear()
@@ -56,8 +56,10 @@ def dials(front: FrontDoor) -> dict[str, float | None]:
     return {**seconds, "throttle": front.buckets.scale}
 
 
-def turn(front: FrontDoor, wanted: dict[str, Any]) -> dict[str, float | None]:
+def turn(front: FrontDoor, wanted: Any) -> dict[str, float | None]:
     """Turn dials; `throttle` is a scale, or null for off. Raises ValueError, turning none."""
+    if not isinstance(wanted, dict):
+        raise ValueError("dials are an object of names and numbers")
     for name, value in wanted.items():
         if name not in (*SECONDS, "throttle"):
             raise ValueError(f"there is no dial {name!r}; dials are {[*SECONDS, 'throttle']}")

@@ -10,6 +10,7 @@ import argparse
 import json
 import signal
 import threading
+from collections.abc import Callable
 
 from tests.lab import inproc, world
 from tests.lab.clock import RealClock
@@ -21,6 +22,9 @@ from tests.lab.mounts import Loopback
 def main(argv: list[str]) -> int:
     """Serve until told to end; return the exit code."""
     args = _parser().parse_args(argv)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     # Instances launched for the caller are there at once; those it launches take their time.
     cloud = Cloud(
         RealClock(),
@@ -37,27 +41,31 @@ def main(argv: list[str]) -> int:
         cloud.start_delay = args.start_delay
         cloud.api_lag, cloud.imds_lag = args.api_lag, args.imds_lag
         front.buckets.scale = None if args.no_throttle else args.throttle
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     with Loopback.open(front, args.port) as mount:
-        print(json.dumps(described(mount, built, args.region, args.type)), flush=True)
+        print(
+            json.dumps(described(mount.endpoint, mount.imds, built, args.region, args.type)),
+            flush=True,
+        )
         ended.wait()
     return 0
 
 
 def described(
-    mount: Loopback, built: world.World, region: str, instance_type: str
+    endpoint: str,
+    imds: Callable[[str], str],
+    built: world.World,
+    region: str,
+    instance_type: str,
 ) -> dict[str, object]:
     """Return what a client needs to know to use this lab."""
     return {
-        "endpoint": mount.endpoint,
+        "endpoint": endpoint,
         "region": region,
         "vpc": built.vpc,
         "subnets": built.subnets,
         "security_groups": built.security_groups,
         "instances": [
-            {"id": instance, "type": instance_type, "imds": mount.imds(instance)}
+            {"id": instance, "type": instance_type, "imds": imds(instance)}
             for instance in built.instances
         ],
     }

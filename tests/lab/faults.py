@@ -6,10 +6,10 @@ repeats. What EC2 refuses by itself does not belong here.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import UnionType
 from typing import Any
 
 from tests.lab.errors import ApiError
@@ -69,12 +69,8 @@ class Faults:
         self._rng = random.Random(seed)
 
     def add(self, **rule: Any) -> Rule:
-        """Put a rule in force. Raises ValueError for one that cannot be read."""
-        known = {item.name for item in dataclasses.fields(Rule)}
-        unknown = rule.keys() - known
-        if unknown:
-            raise ValueError(f"a fault has {sorted(known)}, but not {sorted(unknown)}")
-        made = Rule(**rule)
+        """Put a rule in force. Raises ValueError for one that cannot be meant."""
+        made = read(rule)
         self.rules.append(made)
         return made
 
@@ -101,3 +97,28 @@ class Faults:
             if error is None and rule.error is not None:
                 error = ApiError(rule.error, rule.message, STATUSES.get(rule.error, 400))
         return Fault(delay, error, drop)
+
+
+# What a rule's members are when they come from outside.
+_KINDS: dict[str, type | UnionType] = {
+    "op": str,
+    "who": str,
+    "error": str | None,
+    "message": str,
+    "delay": int | float,
+    "drop": bool,
+    "times": int | None,
+    "prob": int | float,
+}
+
+
+def read(rule: Any) -> Rule:
+    """Read a rule. Raises ValueError, which says what is wrong, for one that cannot be meant."""
+    if not isinstance(rule, dict):
+        raise ValueError(f"a fault is an object with some of {sorted(_KINDS)}, not {rule!r}")
+    for name, value in rule.items():
+        if name not in _KINDS:
+            raise ValueError(f"a fault has {sorted(_KINDS)}, but not {name!r}")
+        if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and name != "drop"):
+            raise ValueError(f"a fault's {name} cannot be {value!r}")
+    return Rule(**rule)

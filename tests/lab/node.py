@@ -58,7 +58,7 @@ class Node:
         self.daemon: subprocess.Popen[bytes] | None = None
         self.environment: dict[str, str] = {}
         self.address = ""
-        self._vpc = vpc
+        self.vpc = vpc
         for folder in (self.state, self.run, self.bin, self.conf, self.pods, self.cache):
             folder.mkdir(parents=True)
         for plugin in PLUGINS.glob("*"):
@@ -81,10 +81,10 @@ class Node:
             ("ipv4/conf/default/rp_filter", 1),  # Amazon Linux 2, the strictest image in use
         ):
             self.netns.sysctl(sysctl, value)
-        self._vpc.join(self.instance, self.netns)
-        primary = self._vpc.primary(self.instance)
+        self.vpc.join(self.instance, self.netns)
+        primary = self.vpc.primary(self.instance)
         self.address = primary["PrivateIpAddress"]
-        lines = fabric.boot_lines("eth0", self.address, self._vpc.gateway(primary["SubnetId"]))
+        lines = fabric.boot_lines("eth0", self.address, self.vpc.gateway(primary["SubnetId"]))
         self.netns.command("ip", "-batch", "-", stdin="\n".join(lines))
 
     def reboot(self) -> None:
@@ -98,7 +98,7 @@ class Node:
         for volatile in (self.run, self.conf):
             shutil.rmtree(volatile)
             volatile.mkdir()
-        self._vpc.leave(self.instance)
+        self.vpc.leave(self.instance)
         self.netns.close()
         self.netns = self._namespace()
         self.boot()
@@ -108,11 +108,11 @@ class Node:
         self.stop_daemon()
         for pod in list(self.pods.iterdir()):
             spaces.unbind(pod)
-        self._vpc.leave(self.instance)
+        self.vpc.leave(self.instance)
         self.netns.close()
 
     def _namespace(self) -> spaces.Netns:
-        return spaces.Netns(self.name, directory=self._vpc.directory / "netns")
+        return spaces.Netns(self.name, directory=self.vpc.directory / "netns")
 
     # ── the product ───────────────────────────────────────────────────────────────────────────
 
