@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.lab import ec2, mounts, spaces
 from tests.lab.node import Node, environment
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     """Bring the lab up, say where, wait for SIGTERM or SIGINT; 0 after a clean end."""
     args = _parser().parse_args(argv)
     if not spaces.is_main():
-        return _go_inside(argv, args.port)
+        _go_inside(argv, args.port)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _go_inside(argv: list[str], port: int) -> int:
-    """Listen where the outside can reach us, then become a session; only returns if that is barred.
+def _go_inside(argv: list[str], port: int) -> NoReturn:
+    """Listen where the outside can reach us, then become a session; exits with 2 if that is barred.
 
     The lab's files lie where outside and inside see them under one name (SQLite follows no path
     through /proc/PID/root). A session of its own waits for ours to end, however it ends, and removes
@@ -58,7 +58,7 @@ def _go_inside(argv: list[str], port: int) -> int:
     reason = spaces.forbidden()
     if reason:
         sys.stderr.write(f"{reason}\n")
-        return 2
+        raise SystemExit(2)
     listener = loopback(port)
     directory = tempfile.mkdtemp(prefix="vpcledger-lab-")
     until_we_end, hold = os.pipe()
