@@ -58,10 +58,11 @@ _OPEN_LEASE = "leases.address = addresses.address AND leases.ended_at IS NULL"
 _USE = f"""CASE WHEN addresses.state <> 'assigned' THEN addresses.state
     WHEN leases.id IS NOT NULL THEN 'leased'
     WHEN addresses.absent_since IS NOT NULL THEN 'absent'
-    WHEN addresses.cooling_until > {NOW} THEN 'cooling' ELSE 'free' END"""
+    WHEN addresses.cooling_until > {NOW} THEN 'cooling'
+    WHEN enis.state <> 'usable' OR enis.managed = 0 THEN 'unusable' ELSE 'free' END"""
 _USE_SAYS = (
-    "free, leased, cooling, absent (observations miss it), quarantine, releasing or released; "
-    "computed when asked. An address in quarantine may be leased all the same: see lease_id."
+    "free, leased, cooling, absent (observations miss it), unusable (its interface is not wired yet, "
+    "draining or not ours), quarantine, releasing or released; computed when asked. An address in quarantine may be leased all the same: see lease_id."
 )
 _LEASED = """(SELECT count(*) FROM leases l
     WHERE l.eni_id = enis.eni_id AND l.ended_at IS NULL)"""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ledger.schema import page as schema_page
 from reconciler import errors, settings
 
 DOCS = Path(__file__).parents[2] / "deploy" / "docs"
@@ -65,7 +66,11 @@ def reasons_page() -> str:
 
 def pages() -> dict[str, str]:
     """File name and text of every rendered page."""
-    return {"settings.md": settings_page(), "reasons.md": reasons_page()}
+    return {
+        "settings.md": settings_page(),
+        "reasons.md": reasons_page(),
+        "schema.md": schema_page.render(),
+    }
 
 
 if __name__ == "__main__":
