@@ -207,6 +207,26 @@ def test_descriptors_arrive_in_order_and_are_closed_with_the_answer(path: Path) 
     os.close(first)
 
 
+def test_descriptors_are_let_go_before_the_answer_has_been_taken(path: Path) -> None:
+    """A runtime that reads slowly must not keep its pod's namespace alive."""
+    answered = threading.Event()
+
+    def answer(calls: list[server.Call]) -> None:
+        for call in calls:
+            call.answer(wire.Reply(stdout=bytes(wire.MAX_REPLY - 12)))
+        answered.set()
+
+    first, second = os.pipe()
+    with serving(path, answer), connect(path) as slow:
+        send_fds(slow, frame(flags=wire.HAS_NETNS), [second])
+        os.close(second)
+        assert answered.wait(PATIENCE)
+        os.set_blocking(first, False)
+        assert os.read(first, 1) == b""
+        read_reply(slow)
+    os.close(first)
+
+
 def test_one_descriptor_may_come_alone(path: Path) -> None:
     seen: queue.Queue[tuple[int | None, bool]] = queue.Queue()
 
@@ -372,11 +392,12 @@ def test_a_hostile_frame_is_told_so_and_leaves_nothing_open(path: Path, data: by
         assert ask(path, b"next").stdout == b"next"
 
 
+@pytest.mark.parametrize("flags", [0, wire.HAS_NETNS | wire.HAS_NETLINK])
 @pytest.mark.parametrize("count", [1, 3, 50])
-def test_descriptors_nobody_announced_are_closed(path: Path, count: int) -> None:
+def test_descriptors_nobody_announced_are_closed(path: Path, flags: int, count: int) -> None:
     """`serving` finds whatever stays open."""
     with serving(path, echo), Path("/dev/null").open("rb") as null, connect(path) as peer:
-        send_fds(peer, frame(), [null.fileno()] * count)
+        send_fds(peer, frame(flags=flags), [null.fileno()] * count)
         assert refusal_code(read_reply(peer)) == spec.DECODING_FAILURE
 
 
