@@ -42,9 +42,17 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     Started as root, it becomes the user of VPCLEDGER_UID with CAP_NET_ADMIN alone before it opens
     anything. Refused if a setting or the ledger forbids the start; the sentence says what to do.
     """
-    stop = threading.Event()
+    stop, broken = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+
+    def thread_died(died: threading.ExceptHookArgs) -> None:
+        """A door or a watch that is gone serves nobody: end, and be started again from the ledger."""
+        log.critical("thread %s died", died.thread, exc_info=died.exc_value)
+        broken.set()
+        stop.set()
+
+    threading.excepthook = thread_died
     prepare_folders(settings)
     publisher = privileges.Publisher(lambda text: host.place(settings.conflist_path, text))
     privileges.become(settings.uid)
@@ -62,7 +70,7 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
         finally:
             daemon.stop()
             publisher.close()
-    return 0
+    return 1 if broken.is_set() else 0
 
 
 def prepare_folders(settings: knobs.Settings) -> None:
@@ -104,6 +112,7 @@ class Daemon:
             clock=clock,
             ring_cloud=self._ring_cloud,
             wake_at=self.wait_lane.ring_at,
+            own_netns=os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC),
         )
         self.server = server.Server(Path(settings.socket_path), self.verbs.handle)
         self.loop.engine = self.server.run
@@ -174,11 +183,15 @@ class Daemon:
         return min((time for time in times if time is not None), default=None)
 
     def _tick_tidy(self) -> int | None:
-        recovery.take_spool_in(self.ledger, self.loop, Path(self.settings.spool_dir), clock)
+        self.server.run(self._take_spool_in)
         with self.ledger.write() as tx:
             writes.prune(tx, clock())
         self.ledger.checkpoint()
         return None
+
+    def _take_spool_in(self) -> None:
+        """Between two calls, for a deletion must not overtake an addition that is at work."""
+        recovery.take_spool_in(self.ledger, self.loop, Path(self.settings.spool_dir), clock)
 
     def _tick_waits(self) -> int | None:
         self.server.run(self.verbs.retry_waiting)

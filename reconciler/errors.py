@@ -26,6 +26,7 @@ REASONS: dict[str, str] = {
     "imds_down": "Instance metadata could not be reached; check hop limit and 169.254.169.254.",
     "kernel_error": "The kernel refused a network change; the text names it. Nothing was left behind.",
     "netns_missing": "CNI_NETNS could not be opened. The sandbox is gone or the path is wrong.",
+    "netns_is_host": "CNI_NETNS is the node's own namespace; a pod needs one of its own.",
     "ifname_taken": "An interface of that name exists in the sandbox already.",
     "bad_request": "The request broke the CNI specification; the text says where.",
     "unknown_container": "No open lease for this container and interface.",

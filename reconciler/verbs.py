@@ -56,6 +56,8 @@ class Verbs:
     """Have the warm pool looked at; True if a pod waits for it."""
     wake_at: Callable[[int], None]
     """Have `retry_waiting` run at this time (ms)."""
+    own_netns: int
+    """A descriptor of the node's own network namespace, into which no pod is put."""
     waiting: dict[int, Job] = field(default_factory=dict)
 
     def handle(self, calls: list[server.Call]) -> None:
@@ -97,6 +99,8 @@ class Verbs:
             code = job.call.request.netns_errno
             why = os.strerror(code) if code else "the launcher handed over no namespace"
             raise errors.BadNamespace("netns_missing", f"CNI_NETNS={job.asked.netns}: {why}")
+        if os.path.sameopenfile(job.pod.netns_fd, self.own_netns):
+            raise errors.BadNamespace("netns_is_host", f"CNI_NETNS={job.asked.netns}")
         asked, now = job.asked, self.clock()
         namespace, name = asked.pod
         with self.ledger.write() as tx:
