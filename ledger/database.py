@@ -74,10 +74,14 @@ class Read:
         return [dict(zip(names, row, strict=True)) for row in found]
 
     @contextlib.contextmanager
-    def only(self, codes: frozenset[int]) -> Iterator[None]:
-        """Within the block SQLite refuses statements that do anything but these authorizer codes."""
-        allow, deny = sqlite3.SQLITE_OK, sqlite3.SQLITE_DENY
-        self._connection.set_authorizer(lambda code, *_: allow if code in codes else deny)
+    def only(self, codes: frozenset[int], pragmas: frozenset[str]) -> Iterator[None]:
+        """Within the block SQLite refuses all but these authorizer codes and these pragmas."""
+
+        def allowed(code: int, what: str | None, *_: str | None) -> int:
+            known = what in pragmas if code == sqlite3.SQLITE_PRAGMA else code in codes
+            return sqlite3.SQLITE_OK if known else sqlite3.SQLITE_DENY
+
+        self._connection.set_authorizer(allowed)
         try:
             yield
         finally:
