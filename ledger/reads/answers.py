@@ -48,6 +48,8 @@ def show(tx: Read, what: str) -> Rows:
 def query(tx: Read, sql: str, limit: int) -> Rows:
     """At most `limit` rows of any SELECT; QueryRefused for whatever else or a mistake in it."""
     tx.dicts(_DECLARE, {})  # its first use in a connection asks for rights that no query gets
+    if not sql.strip():
+        raise QueryRefused("nothing was asked; only one SELECT is answered, see the views v_*")
     try:
         with tx.only(_READS, _DESCRIPTIONS):
             return tx.dicts(sql, {}, limit)
