@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from cni import channel, spec, wire
+from reconciler.call import Call
 
 log = logging.getLogger(__name__)
 
@@ -30,40 +31,6 @@ BACKLOG: Final = 4096
 """Connections the kernel keeps waiting while a batch is at work (capped by net.core.somaxconn)."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds without accept after the process ran out of descriptors: nothing tells when one is free."""
-
-
-class Call:
-    """One request that waits for its answer.
-
-    `netns` and `netlink` are the descriptors that came with it (None where there was none). They
-    stay open until the answer is given and belong to the call: use them, never close or keep them.
-    A launcher that has gone away in the meantime changes nothing: a call is answered all the same.
-    """
-
-    __slots__ = ("_end", "arrived", "hung_up", "netlink", "netns", "request")
-
-    def __init__(
-        self,
-        request: wire.Request,
-        fds: list[int],
-        hung_up: Callable[[], bool],
-        end: Callable[[Call, bytes], None],
-    ) -> None:
-        self._end = end
-        left = iter(fds)
-        self.request = request
-        self.netns = next(left) if request.flags & wire.HAS_NETNS else None
-        self.netlink = next(left) if request.flags & wire.HAS_NETLINK else None
-        self.arrived = time.monotonic()
-        self.hung_up = hung_up
-        """Ask, before the answer, whether the launcher is gone and nobody will read it."""
-
-    def answer(self, reply: wire.Reply) -> None:
-        """Send the reply and end the call: from any thread, exactly once (RuntimeError after that).
-
-        Returns at once; what the socket does not take now, the server's thread sends later.
-        """
-        self._end(self, wire.encode_reply(reply))
 
 
 class Server:

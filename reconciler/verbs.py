@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from cni import result, spec, wire
 from ledger import database, model, reads, writes
-from reconciler import errors, refusals, server
+from reconciler import call as calls
+from reconciler import errors, refusals
 from reconciler import loop as loops
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
@@ -27,7 +28,7 @@ from reconciler.providers import kernel as kernel_provider
 class Job:
     """One call on its way: what was asked, since when, and what it led to."""
 
-    call: server.Call
+    call: calls.Call
     asked: spec.Invocation
     began_at: int
     lease: model.Lease | None = None
@@ -60,12 +61,12 @@ class Verbs:
     """A descriptor of the node's own network namespace, into which no pod is put."""
     waiting: dict[int, Job] = field(default_factory=dict)
 
-    def handle(self, calls: list[server.Call]) -> None:
+    def handle(self, batch: list[calls.Call]) -> None:
         """Serve whatever is ready, in order of arrival."""
-        for call in calls:
+        for call in batch:
             self.serve(call)
 
-    def serve(self, call: server.Call) -> None:
+    def serve(self, call: calls.Call) -> None:
         """One call: parse, carry out, answer; any error becomes a CNI error and a row."""
         began_at, request = self.clock(), call.request
         try:
@@ -308,7 +309,7 @@ class Verbs:
             self._record(tx, job, why.cni_code, why.reason, why.detail)
         job.call.answer(wire.refusal(told, job.asked.config.cni_version))
 
-    def _refuse_unread(self, call: server.Call, refused: spec.CniError, began_at: int) -> None:
+    def _refuse_unread(self, call: calls.Call, refused: spec.CniError, began_at: int) -> None:
         env = call.request.env
         with self.ledger.write() as tx:
             writes.record_request(

@@ -19,9 +19,10 @@ import pytest
 
 from cni import build
 from reconciler import server
+from reconciler.call import Call
 from tests.lab import spaces
 
-Handler = Callable[[list[server.Call]], None]
+Handler = Callable[[list[Call]], None]
 
 
 @dataclass(frozen=True, slots=True)

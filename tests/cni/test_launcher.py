@@ -16,13 +16,14 @@ import pytest
 
 from cni import spec, wire
 from reconciler import server
+from reconciler.call import Call
 from tests.cni.conftest import Handler, Plugin
 from tests.lab import spaces
 
 Serve = Callable[[Handler], server.Server]
 
 
-def parsing(calls: list[server.Call]) -> None:
+def parsing(calls: list[Call]) -> None:
     """Answers as the daemon's door does: with what `spec` says of the call."""
     for call in calls:
         try:
@@ -33,7 +34,7 @@ def parsing(calls: list[server.Call]) -> None:
 
 
 def replying(reply: wire.Reply) -> Handler:
-    def handler(calls: list[server.Call]) -> None:
+    def handler(calls: list[Call]) -> None:
         for call in calls:
             call.answer(reply)
 
@@ -73,7 +74,7 @@ def test_variables_and_standard_input_arrive_and_the_answer_returns(
 ) -> None:
     seen: list[wire.Request] = []
 
-    def handler(calls: list[server.Call]) -> None:
+    def handler(calls: list[Call]) -> None:
         seen.extend(call.request for call in calls)
         replying(wire.Reply(3, b"answer"))(calls)
 
@@ -94,7 +95,7 @@ def test_variables_and_standard_input_arrive_and_the_answer_returns(
 def test_a_configuration_of_one_mebibyte_and_an_answer_as_large_pass(
     plugin: Plugin, serve: Serve
 ) -> None:
-    def echo(calls: list[server.Call]) -> None:
+    def echo(calls: list[Call]) -> None:
         for call in calls:
             call.answer(wire.Reply(stdout=call.request.stdin[: wire.MAX_REPLY - 12]))
 
@@ -111,7 +112,7 @@ def test_the_pods_namespace_and_a_socket_in_it_are_handed_over(
     """What is made through the netlink socket is in the pod, not on the host."""
     seen: list[tuple[int, int]] = []
 
-    def handler(calls: list[server.Call]) -> None:
+    def handler(calls: list[Call]) -> None:
         for call in calls:
             assert call.netns is not None
             assert call.netlink is not None
@@ -201,7 +202,7 @@ def test_a_namespace_that_cannot_be_entered_is_reported_to_the_daemon(
     seen: list[wire.Request] = []
     fds: list[int | None] = []
 
-    def handler(calls: list[server.Call]) -> None:
+    def handler(calls: list[Call]) -> None:
         for call in calls:
             seen.append(call.request)
             fds.extend((call.netns, call.netlink))
@@ -234,7 +235,7 @@ def test_version_needs_no_daemon(plugin: Plugin) -> None:
 def test_a_configuration_that_is_too_large_is_refused_and_not_sent(
     plugin: Plugin, serve: Serve, verb: str, size: int
 ) -> None:
-    seen: list[server.Call] = []
+    seen: list[Call] = []
     serve(seen.extend)
     assert plugin.call(verb, b" " * size).error[0] == spec.DECODING_FAILURE
     assert seen == []

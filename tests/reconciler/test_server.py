@@ -24,12 +24,13 @@ import pytest
 
 from cni import spec, wire
 from reconciler import server
+from reconciler.call import Call
 from tests.lab import spaces
 
 PATIENCE = 10.0
 """Seconds after which a test gives up waiting for what must come at once."""
 
-Handler = Callable[[list[server.Call]], None]
+Handler = Callable[[list[Call]], None]
 
 
 def open_fds() -> dict[str, str]:
@@ -61,15 +62,15 @@ def serving(path: Path, handler: Handler, *, drain: float = PATIENCE) -> Iterato
     assert left == {}
 
 
-def echo(calls: list[server.Call]) -> None:
+def echo(calls: list[Call]) -> None:
     for call in calls:
         call.answer(wire.Reply(stdout=call.request.stdin))
 
 
-def collect(into: queue.Queue[server.Call]) -> Handler:
+def collect(into: queue.Queue[Call]) -> Handler:
     """A handler that answers nothing and puts every call where the test takes it."""
 
-    def handler(calls: list[server.Call]) -> None:
+    def handler(calls: list[Call]) -> None:
         for call in calls:
             into.put(call)
 
@@ -158,7 +159,7 @@ def test_a_caller_who_is_not_root_gets_nothing(path: Path) -> None:
         pytest.skip("needs a second uid: run as root, or as a user with a line in /etc/subuid")
     seen: list[bytes] = []
 
-    def handler(calls: list[server.Call]) -> None:
+    def handler(calls: list[Call]) -> None:
         seen.extend(call.request.stdin for call in calls)
         echo(calls)
 
@@ -184,9 +185,9 @@ def test_a_caller_who_is_not_root_gets_nothing(path: Path) -> None:
 
 
 def test_descriptors_arrive_in_order_and_are_closed_with_the_answer(path: Path) -> None:
-    seen: queue.Queue[tuple[server.Call, int, int]] = queue.Queue()
+    seen: queue.Queue[tuple[Call, int, int]] = queue.Queue()
 
-    def keep(calls: list[server.Call]) -> None:
+    def keep(calls: list[Call]) -> None:
         for call in calls:
             assert call.netns is not None
             assert call.netlink is not None
@@ -211,7 +212,7 @@ def test_descriptors_are_let_go_before_the_answer_has_been_taken(path: Path) -> 
     """A runtime that reads slowly must not keep its pod's namespace alive."""
     answered = threading.Event()
 
-    def answer(calls: list[server.Call]) -> None:
+    def answer(calls: list[Call]) -> None:
         for call in calls:
             call.answer(wire.Reply(stdout=bytes(wire.MAX_REPLY - 12)))
         answered.set()
@@ -230,7 +231,7 @@ def test_descriptors_are_let_go_before_the_answer_has_been_taken(path: Path) -> 
 def test_one_descriptor_may_come_alone(path: Path) -> None:
     seen: queue.Queue[tuple[int | None, bool]] = queue.Queue()
 
-    def look(calls: list[server.Call]) -> None:
+    def look(calls: list[Call]) -> None:
         for call in calls:
             seen.put((call.netns, call.netlink is not None))
             call.answer(wire.Reply())
@@ -242,9 +243,9 @@ def test_one_descriptor_may_come_alone(path: Path) -> None:
 
 
 def test_an_answer_may_come_later_from_another_thread(path: Path) -> None:
-    waiting: queue.Queue[server.Call] = queue.Queue()
+    waiting: queue.Queue[Call] = queue.Queue()
 
-    def handler(calls: list[server.Call]) -> None:
+    def handler(calls: list[Call]) -> None:
         for call in calls:
             if call.request.stdin == b"wait":
                 waiting.put(call)
@@ -262,7 +263,7 @@ def test_an_answer_may_come_later_from_another_thread(path: Path) -> None:
 def test_a_call_is_answered_exactly_once(path: Path) -> None:
     outcomes: queue.Queue[str] = queue.Queue()
 
-    def twice(calls: list[server.Call]) -> None:
+    def twice(calls: list[Call]) -> None:
         for call in calls:
             call.answer(wire.Reply(stdout=b"first"))
             try:
@@ -276,7 +277,7 @@ def test_a_call_is_answered_exactly_once(path: Path) -> None:
 
 
 def test_a_call_whose_caller_hung_up_is_handled_all_the_same(path: Path) -> None:
-    waiting: queue.Queue[server.Call] = queue.Queue()
+    waiting: queue.Queue[Call] = queue.Queue()
 
     with serving(path, collect(waiting)):
         with connect(path) as peer:
@@ -291,7 +292,7 @@ def test_a_call_whose_caller_hung_up_is_handled_all_the_same(path: Path) -> None
 def test_a_handler_that_raises_refuses_what_it_left_and_the_server_lives(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(calls: list[server.Call]) -> None:
+    def broken(calls: list[Call]) -> None:
         if calls[0].request.stdin == b"bad":
             raise ZeroDivisionError
         echo(calls)
@@ -306,7 +307,7 @@ def test_a_large_reply_reaches_a_slow_reader_whole(path: Path) -> None:
     """It does not fit into the socket: the server's thread sends the rest as room comes."""
     big = bytes(wire.MAX_REPLY - 12)
 
-    def answer(calls: list[server.Call]) -> None:
+    def answer(calls: list[Call]) -> None:
         for call in calls:
             call.answer(wire.Reply(stdout=big))
 
@@ -319,7 +320,7 @@ def test_a_large_reply_reaches_a_slow_reader_whole(path: Path) -> None:
 def test_64_callers_at_once_get_each_their_own_answer(path: Path) -> None:
     sizes: list[int] = []
 
-    def handler(calls: list[server.Call]) -> None:
+    def handler(calls: list[Call]) -> None:
         sizes.append(len(calls))
         echo(calls)
 
@@ -334,7 +335,7 @@ def test_calls_that_wait_together_are_one_batch(path: Path) -> None:
     batches: queue.Queue[int] = queue.Queue()
     gate = threading.Event()
 
-    def handler(calls: list[server.Call]) -> None:
+    def handler(calls: list[Call]) -> None:
         batches.put(len(calls))
         gate.wait(PATIENCE)
         echo(calls)
@@ -463,7 +464,7 @@ def test_a_job_runs_between_batches_in_the_servers_thread(path: Path) -> None:
 
 
 def test_stop_waits_for_the_open_calls(path: Path) -> None:
-    waiting: queue.Queue[server.Call] = queue.Queue()
+    waiting: queue.Queue[Call] = queue.Queue()
     with new_peer() as peer:
         with serving(path, collect(waiting)):
             peer.connect(str(path))
@@ -476,7 +477,7 @@ def test_stop_waits_for_the_open_calls(path: Path) -> None:
 
 
 def test_what_is_open_after_the_drain_is_told_to_try_again(path: Path) -> None:
-    waiting: queue.Queue[server.Call] = queue.Queue()
+    waiting: queue.Queue[Call] = queue.Queue()
     with new_peer() as peer:
         with serving(path, collect(waiting), drain=0):
             peer.connect(str(path))
