@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import spaces
+from tests.lab import session, spaces
 
 THIS_NETNS = Path("/proc/thread-self/ns/net")
-SPACES = Path(spaces.__file__)
+LAB = Path(spaces.__file__).parent
 pytestmark = pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing()))
 
 
@@ -26,7 +27,7 @@ def nested(script: str, *args: str) -> list[str]:
     """The command line of a session inside this one that runs a Python script."""
     preamble = "import os, sys; from tests.lab import spaces\n"
     program = [sys.executable, "-c", preamble + script, *args]
-    return [sys.executable, "-P", str(SPACES), "--", *program]
+    return [sys.executable, "-m", "tests.lab.spaces", "--", *program]
 
 
 @contextlib.contextmanager
@@ -182,16 +183,23 @@ def test_the_tier_says_which_uids_exist() -> None:
 def test_every_uid_of_a_session_reaches_the_program_behind_a_closed_folder(tmp_path: Path) -> None:
     """A home of mode 700 does not hide Python and the project from a daemon with its own uid."""
     closed = tmp_path / "home"
-    (closed / "project").mkdir(parents=True)
+    closed.mkdir()
     (closed / "other").write_text("still here")
     (closed / "link").symlink_to("other")
-    script = closed / "project/spaces.py"
-    script.write_text(SPACES.read_text())
+    copy = closed / "project/tests/lab"
+    copy.mkdir(parents=True)
+    (copy.parent / "__init__.py").touch()
+    for name in ("__init__", "netns", "session", "spaces"):
+        shutil.copy(LAB / f"{name}.py", copy)
     closed.chmod(0o700)
     other = [] if spaces.tier() == "single" else ["setpriv", "--reuid", "65532", "--clear-groups"]
-    line = [sys.executable, "-P", str(script), "--", *other, "cat", str(script), f"{closed}/link"]
-    shown = subprocess.check_output(line, text=True)
-    assert shown == SPACES.read_text() + "still here"
+    program = (
+        f"import sys; sys.path.insert(0, {str(closed / 'project')!r})\n"
+        "from tests.lab import spaces; spaces.enter(sys.argv[1:])"
+    )
+    cat = ["cat", str(copy / "session.py"), str(closed / "link")]
+    shown = subprocess.check_output([sys.executable, "-P", "-c", program, *other, *cat], text=True)
+    assert shown == (LAB / "session.py").read_text() + "still here"
     assert closed.stat().st_mode & 0o777 == 0o700
 
 
@@ -214,6 +222,6 @@ def test_a_host_without_namespaces_is_named_with_its_reason() -> None:
 def test_an_ordinary_user_is_told_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """What to do is sudo, or to ask for the permission."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    said = spaces._sentence(errno.EPERM)
+    said = session.sentence(errno.EPERM)
     assert "Operation not permitted" in said
     assert "with sudo, or have the administrator allow" in said
