@@ -28,7 +28,7 @@ BREACHES = [
     ("floors", "reconciler/providers/host.py", "import reconciler.cloud"),
     ("floors", "ledger/database.py", "import ledger.reads"),
     ("floors", "ledger/model.py", "import ledger.schema"),
-    ("ledger", "ledger/writes.py", "import reconciler.settings"),
+    ("ledger", "ledger/writes/leases.py", "import reconciler.settings"),
     ("ledger", "ledger/model.py", "import cni"),
     ("planner", "reconciler/planner/pool.py", "import time"),
     ("planner", "reconciler/planner/wiring.py", "import socket"),
