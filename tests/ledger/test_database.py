@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, literal, select
 
-from ledger import database, errors, migrate, reads, schema, writes
+from ledger import database, errors, integrity, migrate, reads, schema, writes
 from tests.ledger import node
 
 DIRTY_PAGES = """
@@ -203,6 +204,39 @@ def test_a_second_writer_is_refused_and_told_who_writes(ledger: database.Ledger)
     )
     assert "errors.Locked" in done.stderr
     assert done.returncode != 0
+
+
+KILLED_WRITER = """
+import itertools, pathlib, sys
+from ledger import database, writes
+with database.Ledger.open(pathlib.Path(sys.argv[1])) as ledger:
+    for moment in itertools.count(1):
+        with ledger.write(durable=moment % 7 == 0) as tx:
+            writes.note_late_delete(tx, f"c{moment}", "eth0", moment)
+        print(moment, flush=True)
+"""
+
+
+def test_every_acknowledged_commit_is_there_after_a_kill(path: Path) -> None:
+    """SIGKILL while it writes (I8): what it said to be committed is there, at most one more is."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", KILLED_WRITER, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert writer.stdout is not None
+    with writer.stdout as said:
+        for _ in range(200):
+            assert said.readline(), "the writer ended by itself"
+        writer.kill()
+        acknowledged = 200 + len(said.readlines())
+    assert writer.wait() == -signal.SIGKILL
+    assert integrity.quick_check(path) == integrity.SOUND
+    with database.Ledger.open(path) as ledger, ledger.read() as tx:
+        (kept,) = tx.dicts("SELECT count(*) AS n, max(at) AS newest FROM late_deletes", {})
+    assert kept["n"] == kept["newest"]
+    assert acknowledged <= kept["n"] <= acknowledged + 1
 
 
 def test_the_writers_place_is_free_again_after_close(path: Path) -> None:
