@@ -13,15 +13,18 @@ import json
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from tests.lab import spaces
-from tests.lab.kubelet import Kubelet, Sandbox
+from tests.lab.kubelet import CniError, Kubelet, Sandbox
 from tests.lab.node import DaemonFailed, Node
 from tests.lab.whole import Lab
 
 PODS = 20
 """On each node: an m5.large interface carries nine pods, so the pool must grow twice while pods wait."""
+
+CAP_NET_ADMIN = 1 << 12  # linux/capability.h
 
 WHO_HAD_WHAT = (
     "SELECT address, pod_name, held_ms AS ms, reason FROM v_history"
@@ -47,7 +50,7 @@ def main(argv: list[str]) -> int:
     tour = Tour(seed=args.seed)
     try:
         tour.run()
-    except (NotSeen, DaemonFailed) as failed:
+    except (NotSeen, CniError, DaemonFailed) as failed:
         tour.say(f"NOT SEEN: {failed}")
         return 1
     return 0
@@ -71,23 +74,43 @@ class Tour:
             for node in lab.nodes:
                 self.say(f"{node.name} is {node.instance}, m5.large, {node.address}")
             lab.start()
-            self.say("vpcledger runs on both, as an ordinary user with CAP_NET_ADMIN alone")
-            pods = self.add(lab)
-            self.ping(lab, pods)
-            self.delete_half(lab, pods)
-            self.ask(lab)
-            self.end(lab)
+            try:
+                self.look_at(lab)
+                pods = self.add(lab)
+                self.ping(lab, pods)
+                self.delete_half(lab, pods)
+                self.ask(lab)
+                self.end(lab)
+            except (NotSeen, CniError):
+                for node in lab.nodes:
+                    print(f"the end of {node.name}'s log:\n{node.tail()}")
+                raise
         self.say("all of it was seen")
+
+    def look_at(self, lab: Lab) -> None:
+        """Who the daemons are, read from the running processes."""
+        seen = {_identity(node) for node in lab.nodes}
+        _hold(len(seen) == 1, f"the daemons differ: {seen}")
+        [(uid, capabilities)] = seen
+        _hold(capabilities == CAP_NET_ADMIN, f"the daemons have capabilities {capabilities:#x}")
+        _hold(uid != 0 or spaces.tier() == "single", "the daemons run as root")
+        self.say(f"vpcledger runs on both: uid {uid}, one capability, CAP_NET_ADMIN")
 
     def add(self, lab: Lab) -> list[list[Sandbox]]:
         """Forty pods at once: more than the first interfaces hold, so EC2 is asked while pods wait."""
         self.say(f"starting {PODS} pods on each node, ten at a time, by CNI ADD")
         started = lab.on_each(self._start, lab.kubelets)
         for kubelet, sandboxes in zip(lab.kubelets, started, strict=True):
-            enis = _rows(kubelet.node, "show", "enis")
-            held = ", ".join(f"eth{eni['device']} {eni['leased']} of {eni['held']}" for eni in enis)
-            self.say(f"{kubelet.node.name}: {len(sandboxes)} pods have addresses; {held}")
-            _hold(len(enis) > 1, f"{kubelet.node.name} has one interface only")
+            name, enis = kubelet.node.name, _by_interface(sandboxes, lab)
+            self.say(f"{name}: {len(sandboxes)} pods have addresses, on {len(enis)} interfaces")
+            for eni, boxes in enis.items():
+                print(f"         {eni}")
+                for few in (boxes[at : at + 3] for at in range(0, len(boxes), 3)):
+                    print(
+                        "".join(f"           {box.pod:8} {box.address:10}" for box in few).rstrip()
+                    )
+            _hold(sum(map(len, enis.values())) == PODS, f"EC2 never gave {name} some of these")
+            _hold(len(enis) > 1, f"{name} has one interface only")
         addresses = Counter(box.address for boxes in started for box in boxes)
         _hold(len(addresses) == 2 * PODS, f"an address was given twice: {addresses.most_common(1)}")
         return started
@@ -97,20 +120,20 @@ class Tour:
 
     def ping(self, lab: Lab, pods: list[list[Sandbox]]) -> None:
         """All pairs of one pod per interface of either node."""
-        sample = [box for boxes in pods for box in _one_per_interface(boxes, lab)]
+        sample = [held[0] for boxes in pods for held in _by_interface(boxes, lab).values()]
         pairs = list(itertools.permutations(sample, 2))
-        for one, other in pairs[:4]:
-            self.say(f"  {one.pod} {one.address} -> {other.pod} {other.address}")
         answered = lab.on_each(lambda pair: pair[0].ping(pair[1].address), pairs)
         lost = [
             f"{a.name} -> {b.name}" for (a, b), ok in zip(pairs, answered, strict=True) if not ok
         ]
         _hold(not lost, f"no answer: {lost}")
+        for one, other in pairs[: len(sample) - 1]:
+            print(f"         {one.pod} {one.address} -> {other.pod} {other.address}")
         drops = lab.fabric.drops()
         _hold(not drops, f"the source check dropped {drops}")
         self.say(
-            f"all {len(pairs)} pings between {len(sample)} pods on every interface were answered; "
-            "0 packets dropped by the source check"
+            f"all {len(pairs)} pings between {len(sample)} pods, one on every interface, were answered;"
+            " 0 packets dropped by the source check"
         )
 
     def delete_half(self, lab: Lab, pods: list[list[Sandbox]]) -> None:
@@ -126,8 +149,9 @@ class Tour:
     def ask(self, lab: Lab) -> None:
         """An operator's question."""
         self.say("who held which address, and why not any more?")
-        print(f'\n$ vpcledger sql "{WHO_HAD_WHAT}"')
-        print(lab.nodes[0].product("sql", WHO_HAD_WHAT).stdout)
+        answer = lab.nodes[0].product("sql", WHO_HAD_WHAT)
+        _hold(answer.returncode == 0, answer.stderr)
+        print(f'\n$ vpcledger sql "{WHO_HAD_WHAT}"\n{answer.stdout}')
         calls = Counter(row["operation"] for row in _rows(lab.nodes[0], "show", "calls"))
         asked = ", ".join(f"{count} {name}" for name, count in sorted(calls.items()))
         self.say(f"EC2 calls of node1 so far: {asked}")
@@ -162,15 +186,26 @@ def _rows(node: Node, *argv: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _one_per_interface(boxes: list[Sandbox], lab: Lab) -> list[Sandbox]:
-    owners: dict[str, Sandbox] = {}
+def _by_interface(boxes: list[Sandbox], lab: Lab) -> dict[str, list[Sandbox]]:
+    """Pods by the interface that EC2 says holds their address: "eth1 eni-0123"."""
+    pods = {box.address: box for box in boxes}
+    found: dict[str, list[Sandbox]] = {}
     with lab.cloud.lock:
-        for eni in lab.cloud.scan("interface"):
-            for each in eni["PrivateIpAddresses"]:
-                for box in boxes:
-                    if box.address == each["PrivateIpAddress"]:
-                        owners.setdefault(eni["NetworkInterfaceId"], box)
-    return list(owners.values())
+        enis = [eni for node in lab.nodes for eni in lab.cloud.interfaces_of(node.instance)]
+    for eni in enis:
+        name = f"eth{eni['Attachment']['DeviceIndex']} {eni['NetworkInterfaceId']}"
+        held = [pods.get(each["PrivateIpAddress"]) for each in eni["PrivateIpAddresses"]]
+        if any(held):
+            found[name] = [box for box in held if box]
+    return found
+
+
+def _identity(node: Node) -> tuple[int, int]:
+    """The effective uid and capabilities of a node's daemon, as proc(5) shows them."""
+    pid = node.daemon.pid if node.daemon else 0
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return int(fields["Uid"].split()[1]), int(fields["CapEff"], 16)
 
 
 def _is_a_pods(line: str) -> bool:
