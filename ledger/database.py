@@ -23,6 +23,8 @@ from ledger import errors, file
 from ledger.lock import Lock
 
 Row = tuple[Any, ...]
+Refusal = sqlite3.IntegrityError
+"""What the schema's referee raises: the change would break a rule; nothing of it was done."""
 Failure = sqlite3.Error
 """What a transaction may raise when the disk or the schema refuses; for those who may not say SQL."""
 LedgerError = errors.LedgerError

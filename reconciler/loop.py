@@ -206,8 +206,12 @@ class Loop:
     def carry_out_cloud(self, step: actions.CloudStep) -> bool:
         """Intent, call, outcome; True if the call did what it should."""
         log.info("EC2: %s (%s: %s)", step.action, step.lane, step.cause)
-        with self.ledger.write(durable=True) as tx:
-            intent = record.intend(tx, step, self.clock())
+        try:
+            with self.ledger.write(durable=True) as tx:
+                intent = record.intend(tx, step, self.clock())
+        except database.Refusal as refused:
+            log.info("a pod was quicker, planning again: %s", refused)
+            return True
         return self._send(intent, step)
 
     def _send(self, intent: model.Intent, step: actions.CloudStep) -> bool:
