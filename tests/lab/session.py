@@ -162,13 +162,13 @@ class _Mapper:
         os.close(self._go)
         good = False
         try:
-            if os.read(go, 1):
+            groups = _mapper("newgidmap", pid, gid, _span("/etc/subgid", uid))
+            users = _mapper("newuidmap", pid, uid, _span("/etc/subuid", uid))
+            # One map alone would bar the single one that is the way out: both, or none is tried.
+            if os.read(go, 1) and groups and users:
                 good = all(
-                    _run_mapper(tool, pid, own, span)
-                    for tool, own, span in (
-                        ("newgidmap", gid, _span("/etc/subgid", uid)),
-                        ("newuidmap", uid, _span("/etc/subuid", uid)),
-                    )
+                    subprocess.run(line, check=False, stderr=subprocess.DEVNULL).returncode == 0
+                    for line in (groups, users)
                 )
         finally:
             os._exit(0 if good else 1)
@@ -179,13 +179,13 @@ class _Mapper:
         return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1]) == 0
 
 
-def _run_mapper(tool: str, pid: int, own: int, span: tuple[int, int] | None) -> bool:
+def _mapper(tool: str, pid: int, own: int, span: tuple[int, int] | None) -> list[str] | None:
+    """The command that maps 0 to the caller and 1.. to its range; None without range or tool."""
     path = shutil.which(tool)
     if path is None or span is None:
-        return False
+        return None
     first, count = span
-    line = [path, str(pid), "0", str(own), "1", "1", str(first), str(min(count, 65535))]
-    return subprocess.run(line, check=False, stderr=subprocess.DEVNULL).returncode == 0
+    return [path, str(pid), "0", str(own), "1", "1", str(first), str(min(count, 65535))]
 
 
 def _span(path: str, uid: int) -> tuple[int, int] | None:
