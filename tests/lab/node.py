@@ -17,6 +17,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -147,7 +148,7 @@ class Node:
                 stderr=log,
                 start_new_session=True,
             )
-        self._await_conflist()
+        self._await_ready()
 
     def stop_daemon(self) -> int | None:
         """SIGTERM, as kubelet stops a pod; its exit status, or None if there was none."""
@@ -156,6 +157,19 @@ class Node:
     def kill_daemon(self) -> int | None:
         """SIGKILL to the daemon and whatever processes it has."""
         return self._end(signal.SIGKILL)
+
+    def pause_daemon(self) -> None:
+        """SIGSTOP: the daemon is there and does nothing, as on a machine out of breath."""
+        self._signal(signal.SIGSTOP)
+
+    def resume_daemon(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, which: signal.Signals) -> None:
+        if self.daemon is None:
+            raise DaemonFailed(f"{self.name} has no daemon")
+        os.killpg(self.daemon.pid, which)
 
     def _end(self, how: signal.Signals) -> int | None:
         if self.daemon is None:
@@ -192,19 +206,17 @@ class Node:
             **self.environment,
         }
 
-    def _await_conflist(self) -> None:
-        """Wait as the runtime does, for a file to appear in the configuration folder.
+    def _await_ready(self) -> None:
+        """Wait for the file the runtime waits for, and (it outlives a daemon) for somebody to listen.
 
-        The event is a rename in a folder; the standard library has no inotify, so it is looked for
-        every 20 ms until a deadline, or until the daemon has ended.
+        The events are a rename in a folder and a listen(2); the standard library has no inotify, so
+        both are looked for every 20 ms until a deadline, or until the daemon has ended.
         """
         deadline = time.monotonic() + _READY_DEADLINE
-        while not any(self.conf.glob("*.conflist")):
+        while not (any(self.conf.glob("*.conflist")) and any(map(_listens, self.run.iterdir()))):
             ended = self.daemon.poll() if self.daemon else None
             if ended is not None or time.monotonic() > deadline:
-                what = (
-                    f"ended with {ended}" if ended is not None else "published no conflist in time"
-                )
+                what = f"ended with {ended}" if ended is not None else "was not ready in time"
                 raise DaemonFailed(f"{self.name}: the daemon {what}; {self.log}:\n{self.tail()}")
             time.sleep(0.02)
 
@@ -213,6 +225,16 @@ class Node:
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _listens(path: Path) -> bool:
+    """Is this a Unix socket that somebody serves?"""
+    with socket.socket(socket.AF_UNIX) as caller:
+        try:
+            caller.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _product() -> str:
