@@ -14,7 +14,6 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from pathlib import Path
 from typing import Any
 
 from tests.lab import spaces
@@ -26,8 +25,6 @@ PODS = 20
 """On each node: an m5.large interface carries nine pods, so the pool must grow twice while pods wait."""
 
 CAP_NET_ADMIN = 1 << 12  # linux/capability.h
-
-CAP_NET_ADMIN = 1 << 12
 
 WHO_HAD_WHAT = (
     "SELECT address, pod_name, held_ms AS ms, reason FROM v_history"
@@ -98,19 +95,6 @@ class Tour:
         _hold(capabilities == CAP_NET_ADMIN, f"the daemons have capabilities {capabilities:#x}")
         _hold(uid != 0 or spaces.tier() == "single", "the daemons run as root")
         self.say(f"vpcledger runs on both: uid {uid}, one capability, CAP_NET_ADMIN")
-
-    def privileges(self, lab: Lab) -> str:
-        """Which user the daemons are and what they may do, read from the running processes."""
-        seen = set()
-        for node in lab.nodes:
-            assert node.daemon is not None
-            status = Path(f"/proc/{node.daemon.pid}/status").read_text().splitlines()
-            fields = dict(line.split(":", 1) for line in status)
-            seen.add((int(fields["Uid"].split()[1]), int(fields["CapEff"], 16)))
-        ((uid, capabilities),) = seen
-        _hold(capabilities == CAP_NET_ADMIN, f"the daemons have capabilities {capabilities:#x}")
-        _hold(uid != 0 or spaces.tier() == "single", "the daemons are root")
-        return f"user {uid} with CAP_NET_ADMIN alone"
 
     def add(self, lab: Lab) -> list[list[Sandbox]]:
         """Forty pods at once: more than the first interfaces hold, so EC2 is asked while pods wait."""
