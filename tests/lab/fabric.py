@@ -13,7 +13,8 @@ The source/destination check is one static rule: a source that has no route back
 came by (`fib saddr . iif oif`) is counted per port and source, and dropped. IPv4 and IPv6 alike.
 
 `Cloud.hooks` drive all of it, inside the call that caused it. One VPC address space per fabric:
-overlapping VPCs cannot share one. Not simulated: security groups, internet and NAT gateways, latency.
+overlapping VPCs cannot share one. Not simulated: security groups, internet and NAT gateways, branch
+interfaces, latency.
 
 What does not belong here: what EC2 would allow (the Cloud), what a node does with its interfaces.
 """
@@ -95,7 +96,6 @@ class Fabric:
         self._cloud = cloud
         self._nodes: dict[str, Netns] = {}
         self._ports: dict[str, _Port] = {}
-        self._carrier: dict[str, str] = {}  # destination -> the interface its route leads to
         self._gateways: set[str] = set()
         self.netns = Netns("vpc", directory=directory / "netns")
         for name, value in _SYSCTLS.items():
@@ -232,7 +232,6 @@ class Fabric:
         port = self._ports.pop(eni, None)
         if port is None:
             return
-        self._carrier = {to: via for to, via in self._carrier.items() if via != eni}
         if not port.checked:
             self.netns.command("nft", f"delete element inet lab unchecked {{ {port.device} }}")
         self._ip(f"link delete {port.device}")
@@ -243,16 +242,12 @@ class Fabric:
         if port is None:
             return
         wanted = set(_routes(eni))
-        lines = []
-        for route in port.routes - wanted:
-            destination = route.split()[0]
-            # An address moved to another interface is already replaced there.
-            if self._carrier.get(destination) == port.eni:
-                del self._carrier[destination]
-                lines.append(f"route delete {destination} dev {port.device}")
+        lines = [
+            f"route delete {route.split()[0]} dev {port.device}" for route in port.routes - wanted
+        ]
+        # The primary's comes first: the others lead via it.
         for route in sorted(wanted - port.routes, key=lambda line: "onlink" in line):
             destination, _, how = route.partition(" ")
-            self._carrier[destination] = port.eni
             lines.append(f"route replace {destination} {how} dev {port.device}")
         port.routes = wanted
         self._ip(*lines)
