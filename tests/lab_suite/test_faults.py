@@ -89,6 +89,10 @@ def test_an_error_has_its_http_status(code: str, status: int) -> None:
         ({"drop": True, "colour": "red"}, "colour"),
         ({"delay": -1}, "0 or more"),
         ({"drop": True, "prob": 1.5}, "prob"),
+        ({"drop": True, "times": "twice"}, "times"),
+        ({"drop": True, "times": True}, "times"),
+        ({"drop": 1}, "drop"),
+        ({"error": 500}, "error"),
     ],
 )
 def test_a_rule_that_cannot_be_meant_is_refused(rule: dict[str, Any], says: str) -> None:
