@@ -178,9 +178,7 @@ class Daemon:
     def _tick_cloud(self) -> int | None:
         self._say("cloud", self.loop.tick_cloud())
         self._publish()
-        with self.ledger.read() as tx:
-            times = (reads.next_retry_at(tx, clock()), self.loop.next_look_at())
-        return min((time for time in times if time is not None), default=None)
+        return self.loop.next_cloud_at()
 
     def _tick_tidy(self) -> int | None:
         self.server.run(self._take_spool_in)

@@ -27,6 +27,8 @@ STEPS_PER_TICK = 32
 """A tick ends after so many EC2 mutations; the next one goes on where it stopped."""
 LOOK_PAUSE_MS = (2_000, 120_000)
 """First and longest pause between looks that are made to give something back."""
+DOWN_PAUSE_MS = (1_000, 60_000)
+"""First and longest pause before instance metadata or EC2, found down, is asked again unasked."""
 LOOK_IS_FRESH_MS = 60_000
 """How old a look at EC2 may be and still allow something to be given back."""
 
@@ -49,6 +51,7 @@ class Loop:
         self._seen: model.ObservedCloud | model.Unknown = model.Unknown("not asked yet", 0)
         self._look_wanted = True
         self._look_pause, self._look_not_before = LOOK_PAUSE_MS[0], 0
+        self._down_pause, self._down_until = DOWN_PAUSE_MS[0], 0
 
     # ----------------------------------------------------------------------- kernel
 
@@ -64,6 +67,7 @@ class Loop:
             return plan.notes
         with self.ledger.write() as tx:
             writes.close_finding(tx, "kernel_unreadable", "", self.clock())
+        self._withdraw_enis(desired, observed)
         if plan.kernel:
             self.engine(lambda: self._mend(observed))
         else:
@@ -99,6 +103,20 @@ class Loop:
                 writes.plan_installed(tx, "eni", eni.eni_id, things, now)
                 writes.mark_owner_installed(tx, "eni", eni.eni_id, now)
                 writes.eni_state(tx, eni.eni_id, "usable", now)
+        self.capacity_changed()
+
+    def _withdraw_enis(self, desired: model.Desired, observed: model.ObservedKernel) -> None:
+        """An interface whose link is gone gets no more pods; EC2 is asked what became of it."""
+        links = planner.eni_links(desired, observed)
+        lost = [
+            e for e in desired.enis if e.state == "usable" and e.managed and e.eni_id not in links
+        ]
+        if not lost:
+            return
+        with self.ledger.write(durable=True) as tx:
+            for eni in lost:
+                writes.eni_state(tx, eni.eni_id, "attached", self.clock())
+        self._look_wanted = True
         self.capacity_changed()
 
     def carry_out(
@@ -151,9 +169,25 @@ class Loop:
             self._look_pause = LOOK_PAUSE_MS[0]
         return plan.notes
 
-    def next_look_at(self) -> int | None:
-        """When (ms) EC2 may be looked at again for something that is to be given back; None if never."""
-        return self._look_not_before if self._look_pause > LOOK_PAUSE_MS[0] else None
+    def next_cloud_at(self) -> int | None:
+        """When (ms) the cloud's lane has to run again at the latest for its own sake; None if never."""
+        with self.ledger.read() as tx:
+            times = [reads.next_retry_at(tx, self.clock())]
+            if reads.unknown_intents(tx):
+                times.append(self.clock() + record.SETTLE_AFTER_MS)
+        if self._down_until:
+            times.append(self._down_until)
+        if self._look_pause > LOOK_PAUSE_MS[0]:
+            times.append(self._look_not_before)
+        return min((time for time in times if time is not None), default=None)
+
+    def _heard(self, answer: object) -> None:
+        """Keep the time for asking again in step with whether there was an answer."""
+        if isinstance(answer, model.Unknown):
+            self._down_until = self.clock() + self._down_pause
+            self._down_pause = min(self._down_pause * 2, DOWN_PAUSE_MS[1])
+        else:
+            self._down_pause, self._down_until = DOWN_PAUSE_MS[0], 0
 
     def _may_look_again(self) -> bool:
         """Look at EC2 unless it was just done in vain; the pause doubles while it stays in vain."""
@@ -169,6 +203,7 @@ class Loop:
             if reads.node(tx) is not None and not isinstance(self._seen, model.Unknown):
                 return True
         node = self.cloud.identify()
+        self._heard(node)
         now = self.clock()
         with self.ledger.write() as tx:
             if isinstance(node, model.Unknown):
@@ -181,6 +216,7 @@ class Loop:
     def _look(self) -> bool:
         """Ask EC2; remember the answer, adopt what is new, mark what is missing. False if it is down."""
         seen = self.cloud.observe()
+        self._heard(seen)
         now = self.clock()
         with self.ledger.write(durable=True) as tx:
             record.calls(tx, self.cloud.calls(), now)

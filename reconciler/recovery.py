@@ -26,13 +26,22 @@ def first_minute(
     spool_dir: Path,
     clock: Callable[[], int],
 ) -> None:
-    """Bring leases in line with this boot, then take the spooled deletions in."""
+    """Bring leases in line with this boot, take the spooled deletions in, then look at the kernel once."""
     with ledger.write(durable=True) as tx:
         new_boot = writes.record_boot(tx, boot_id, clock())
-    if new_boot:
-        log.info("new boot %s", boot_id)
+        if new_boot:
+            log.info("new boot %s", boot_id)
+            _unwire_enis(tx, clock())
     _finish_interrupted(ledger, loop, boot_id, clock)
     take_spool_in(ledger, loop, spool_dir, clock)
+    loop.tick_kernel()
+
+
+def _unwire_enis(tx: database.Write, now: int) -> None:
+    """The kernel has forgotten the interfaces' routes: no pods on them before they are wired again."""
+    for eni in reads.desired(tx, now).enis:
+        if eni.state == "usable":
+            writes.eni_state(tx, eni.eni_id, "attached", now)
 
 
 def _finish_interrupted(
