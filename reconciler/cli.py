@@ -45,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as failed:
+        print(
+            f"vpcledger: {failed}; check the folder's permissions and the settings", file=sys.stderr
+        )
+        return 1
     return status
 
 
