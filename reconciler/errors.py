@@ -24,6 +24,7 @@ REASONS: dict[str, str] = {
     "ec2_error": "EC2 answered with an error; see the api_calls view for its code and text.",
     "ec2_down": "EC2 could not be reached; it is asked again after a back-off.",
     "imds_down": "Instance metadata could not be reached; check hop limit and 169.254.169.254.",
+    "frozen": "Calls to EC2 are frozen, by VPCLEDGER_FREEZE or because EC2 fails most of them.",
     "kernel_error": "The kernel refused a network change; the text names it. Nothing was left behind.",
     "netns_missing": "CNI_NETNS could not be opened. The sandbox is gone or the path is wrong.",
     "netns_is_host": "CNI_NETNS is the node's own namespace; a pod needs one of its own.",
@@ -108,6 +109,16 @@ _DENIED = {"UnauthorizedOperation", "AccessDenied", "AuthFailure", "OptInRequire
 _SUBNET_FULL_TEXT = "There aren't sufficient free Ipv4 addresses or prefixes"
 
 
+_UNREACHABLE = {"EndpointConnectionError", "ReadTimeout", "ConnectTimeout", "ConnectionClosed"}
+_SICK = _THROTTLED | _UNREACHABLE | {"InternalError", "InternalFailure", "Unavailable"}
+_SICK |= {"ServiceUnavailable", "LostReply"}
+
+
+def is_trouble(code: str) -> bool:
+    """Does this code speak of EC2's own health, and not of what was asked?"""
+    return code in _SICK
+
+
 def from_ec2(code: str, text: str) -> VpcledgerError:
     """The error for an EC2 error code and text (both count: a full subnet hides in InvalidParameterValue)."""
     if code in _FULL:
@@ -120,6 +131,6 @@ def from_ec2(code: str, text: str) -> VpcledgerError:
         return Refused("ec2_denied", text)
     if code.endswith(".NotFound"):
         return Gone("ec2_error", f"{code}: {text}")
-    if code in {"EndpointConnectionError", "ReadTimeout", "ConnectTimeout", "ConnectionClosed"}:
+    if code in _UNREACHABLE:
         return TryLater("ec2_down", text)
     return TryLater("ec2_error", f"{code}: {text}")

@@ -15,8 +15,9 @@ from ledger import database, model, reads, writes
 from reconciler import cloud as clouds
 from reconciler import errors, record
 from reconciler import settings as knobs
-from reconciler.planner import actions, wiring
+from reconciler.planner import actions, budget, wiring
 from reconciler.planner import plan as planner
+from reconciler.providers import ec2
 from reconciler.providers import kernel as kernel_provider
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Loop:
         self._look_wanted = True
         self._look_pause, self._look_not_before = LOOK_PAUSE_MS[0], 0
         self._down_pause, self._down_until = DOWN_PAUSE_MS[0], 0
+        self._budget_at: int | None = None
 
     # ----------------------------------------------------------------------- kernel
 
@@ -153,7 +155,7 @@ class Loop:
 
     def tick_cloud(self) -> Notes:
         """One round with EC2: who are we, what is in doubt, what does the pool want."""
-        if not self._identified():
+        if self.settings.freeze == "cloud" or not self._identified():
             return ()
         self._settle_unknown()
         if self._look_wanted:
@@ -162,12 +164,29 @@ class Loop:
         for _ in range(STEPS_PER_TICK):
             if not plan.cloud and record.wants_a_look(plan) and self._may_look_again():
                 plan = self._plan_cloud()
-            if not plan.cloud or not self.carry_out_cloud(plan.cloud[0]):
+            step = self._affordable(plan)
+            if step is None or not self.carry_out_cloud(step):
                 break
             plan = self._plan_cloud()
         if not record.wants_a_look(plan):
             self._look_pause = LOOK_PAUSE_MS[0]
         return plan.notes
+
+    def _affordable(self, plan: actions.Plan) -> actions.CloudStep | None:
+        """The plan's first step that this node's share of EC2's buckets lets its lane make now."""
+        now, calls = self.clock(), self._calls()
+        self._budget_at = None
+        for step in plan.cloud:
+            at = budget.free_at(ec2.ACTION[type(step.action)], step.lane, calls, now)
+            if at <= now:
+                return step
+            self._budget_at = min(at, self._budget_at or at)
+        return None
+
+    def _calls(self) -> list[budget.Made]:
+        with self.ledger.read() as tx:
+            rows = reads.calls_since(tx, self.clock() - budget.WINDOW_MS)
+        return [budget.Made(op, at, not errors.is_trouble(code)) for op, at, code in rows]
 
     def next_cloud_at(self) -> int | None:
         """When (ms) the cloud's lane has to run again at the latest for its own sake; None if never."""
@@ -177,6 +196,7 @@ class Loop:
                 times.append(self.clock() + record.SETTLE_AFTER_MS)
         if self._down_until:
             times.append(self._down_until)
+        times.append(self._budget_at)
         if self._look_pause > LOOK_PAUSE_MS[0]:
             times.append(self._look_not_before)
         return min((time for time in times if time is not None), default=None)
@@ -192,7 +212,8 @@ class Loop:
     def _may_look_again(self) -> bool:
         """Look at EC2 unless it was just done in vain; the pause doubles while it stays in vain."""
         now = self.clock()
-        if now < self._look_not_before:
+        allowed = budget.free_at("DescribeNetworkInterfaces", "tidy", self._calls(), now) <= now
+        if now < self._look_not_before or not allowed:
             return False
         self._look_not_before = now + self._look_pause
         self._look_pause = min(self._look_pause * 2, LOOK_PAUSE_MS[1])
@@ -237,7 +258,16 @@ class Loop:
         seen = self._seen
         if isinstance(seen, model.ObservedCloud) and now - seen.at > LOOK_IS_FRESH_MS:
             seen = model.Unknown("the last look at EC2 is too old to give anything back", seen.at)
-        return planner.cloud(desired, seen, self.settings, now)
+        frozen = budget.freeze(self.settings.freeze, self._calls())
+        self._tell_of_freeze(frozen)
+        return budget.thawed(planner.cloud(desired, seen, self.settings, now), frozen)
+
+    def _tell_of_freeze(self, frozen: budget.Freeze) -> None:
+        with self.ledger.write() as tx:
+            if frozen == "none":
+                writes.close_finding(tx, "frozen", "", self.clock())
+            else:
+                writes.open_finding(tx, "frozen", "", f"freeze is {frozen!r}", self.clock())
 
     def carry_out_cloud(self, step: actions.CloudStep) -> bool:
         """Intent, call, outcome; True if the call did what it should."""

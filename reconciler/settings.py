@@ -62,6 +62,12 @@ def _tags(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((k, v) for k, v in value.items() if "k8s.amazonaws.com" not in k))
 
 
+def _freeze(text: str) -> str:
+    if text not in {"none", "release", "cloud"}:
+        raise Invalid("none, release or cloud")
+    return text
+
+
 def _level(text: str) -> str:
     level = text.lower()
     if level not in {"debug", "info", "warn", "error", "fatal"}:
@@ -162,6 +168,10 @@ class Settings:
     add_wait_ms: int = knob("VPCLEDGER_ADD_WAIT", 5_000, _seconds_as_ms)
     """Seconds an ADD that finds no address is held while EC2 is asked for more, before it is answered
     with error 11 and its reason. 0 answers at once."""
+
+    freeze: Literal["none", "release", "cloud"] = knob("VPCLEDGER_FREEZE", "none", _freeze)
+    """What must not be done to EC2: `release` gives nothing back, `cloud` makes no call at all while
+    pods are served from what is held. While EC2 fails most calls nothing is given back in any case."""
 
     kernel_interval_s: int = knob("VPCLEDGER_KERNEL_INTERVAL", 30, _integer(1))
     """Seconds between two full comparisons with the kernel. Changes the kernel reports are looked at at

@@ -16,6 +16,7 @@ from ledger.reads.answers import (
 )
 from ledger.reads.nouns import (
     Counts,
+    calls_since,
     desired,
     eni,
     free_count,
@@ -35,6 +36,7 @@ __all__ = [
     "TABLES",
     "Counts",
     "QueryRefused",
+    "calls_since",
     "desired",
     "eni",
     "explain_address",

@@ -90,6 +90,11 @@ _LATE_DELETE = Statement(
         schema.late_deletes.c.ifname == bindparam("ifname"),
     )
 )
+_CALLS = Statement(
+    select(schema.api_calls.c.operation, schema.api_calls.c.at, schema.api_calls.c.code)
+    .where(schema.api_calls.c.at >= bindparam("since"))
+    .order_by(schema.api_calls.c.at)
+)
 _usable = (_enis.c.state == schema.word("usable")) & (_enis.c.managed == _ONE)
 _rested = _addresses.c.cooling_until <= bindparam("now")
 _free = (
@@ -204,6 +209,11 @@ def next_cooled_at(tx: Read, now: int) -> int | None:
 def unknown_intents(tx: Read) -> tuple[model.Intent, ...]:
     """Calls of which the outcome is not known: the reply was lost, or the daemon died before it."""
     return tuple(map(rows.intent, tx.all(_UNKNOWN)))
+
+
+def calls_since(tx: Read, since: int) -> list[tuple[str, int, str]]:
+    """EC2 calls that ended at `since` (ms) or later: action, when, error code ('' for success)."""
+    return [(operation, at, code) for operation, at, code in tx.all(_CALLS, since=since)]
 
 
 def next_retry_at(tx: Read, now: int) -> int | None:
