@@ -57,7 +57,8 @@ def test_who_keeps_to_it_stays_within_the_bucket_in_every_window(
     gaps: list[int], lanes: list[actions.Lane]
 ) -> None:
     """I6: however calls arrive, no window holds more than the capacity and its refill."""
-    now, calls = HOUR, []
+    now = HOUR
+    calls: list[budget.Made] = []
     for gap, lane in zip(gaps, lanes, strict=False):
         now += gap
         if budget.free_at(CREATE, lane, calls, now) <= now:
