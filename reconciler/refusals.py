@@ -62,7 +62,9 @@ def _backing_off(intent: model.Intent, now: int) -> NoAddress:
     code, _, text = intent.error.partition(": ")
     known = errors.from_ec2(code, text)
     detail = f"{intent.operation}: {intent.error}; {_in(intent.retry_at - now)}"
-    return NoAddress(type(known)(known.reason, detail), False, intent.retry_at, intent.id)
+    # Whoever has to act on it, the runtime can only try again: no refusal of EC2's is its fault.
+    told = errors.Full if isinstance(known, errors.Full) else errors.TryLater
+    return NoAddress(told(known.reason, detail), False, intent.retry_at, intent.id)
 
 
 def _growing(desired: model.Desired, now: int) -> NoAddress:

@@ -174,7 +174,7 @@ def diff(
     """
     need = {thing.key: thing for thing in wanted if visible(thing)}
     rows = tuple(named)
-    keys = {thing.key for thing in rows if not isinstance(thing, model.Link)}
+    exact = {_exactly(thing) for thing in rows if not isinstance(thing, model.Link)}
     veths = [thing for thing in rows if isinstance(thing, model.Link) and thing.kind == "veth"]
 
     satisfied: set[tuple[str, ...]] = set()
@@ -188,7 +188,7 @@ def diff(
                 ours(found) or any(same_link(veth, found) for veth in veths)
             ):
                 stale.append(found)
-        elif ours(found) or found.key in keys:
+        elif ours(found) or _exactly(found) in exact:
             stale.append(found)
 
     in_the_way = [each for each in stale if isinstance(each, model.Link) and each.key in need]
@@ -298,6 +298,11 @@ def faults(wanted: model.KernelObject, found: model.KernelObject) -> tuple[str, 
         case model.Neighbour(), model.Neighbour():
             pairs.append(("MAC", wanted.mac, found.mac))
     return tuple(f"{what} is {has}, not {want}" for what, want, has in pairs if want != has)
+
+
+def _exactly(thing: model.KernelObject) -> tuple[object, ...]:
+    """The key and the mark: somebody's rule that only looks like ours is not named by our row."""
+    return (*thing.key, getattr(thing, "protocol", 0))
 
 
 def _state(link: model.Link) -> str:

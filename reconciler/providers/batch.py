@@ -46,14 +46,15 @@ class Batch:
 
     def _put_link(self, step: actions.KernelAction) -> actions.Outcome:
         assert isinstance(step.thing, model.Link)
-        if step.thing.kind == "veth" and step.thing.peer:
-            return self._put_veth(step, step.thing)
-        return _outcome(step, self._set_link(step.thing))
+        link = step.thing
+        if link.kind == "veth" and link.peer and self._pod is not None:
+            return self._put_veth(step, link)
+        return _outcome(step, self._set_link(link))
 
     def _put_veth(self, step: actions.KernelAction, link: model.Link) -> actions.Outcome:
         """Make the pair whole: both ends up, marked; one that is ours already is set right."""
-        if self._netns_fd is None or self._pod is None:
-            return _outcome(step, _NO_POD)
+        assert self._netns_fd is not None
+        assert self._pod is not None
         refused = self._one(self._host, rtnetlink.create_veth(link, link.index, self._netns_fd))
         made = refused is None
         if refused is not None:
@@ -77,12 +78,15 @@ class Batch:
         return _outcome(step, None)
 
     def _set_link(self, link: model.Link) -> Refusal | None:
-        """An interface's link, which is never made here: MTU and state."""
+        """MTU, state and mark of a link that is there: an interface's, or a pod's seen from the host."""
         found = self._find(self._host, link.name)
-        if found is None:
-            return Refusal("ENODEV", f"there is no link {link.name}")
+        if found is None or (link.peer and not _same(link, found)):
+            return _NO_POD if link.peer else Refusal("ENODEV", f"there is no link {link.name}")
         self._indexes["host", link.name] = found.index
-        return self._one(self._host, rtnetlink.set_link(found.index, up=link.up, mtu=link.mtu))
+        return self._one(
+            self._host,
+            rtnetlink.set_link(found.index, up=link.up, mtu=link.mtu, alias=link.alias),
+        )
 
     def _remove_link(self, step: actions.KernelAction) -> actions.Outcome:
         assert isinstance(step.thing, model.Link)

@@ -1,0 +1,110 @@
+"""What differs in the kernel is mended, what is foreign is left, and an old look harms no new pod."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ledger import model
+from tests.reconciler.door import Door
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    made = Door(tmp_path, addresses=(0, 4))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "ip rule del from {ip} lookup 2",
+        "ip rule del to {ip} lookup main",
+        "ip route del {ip}/32",
+        "ip link set {link} mtu 1400",
+        "ip link set {link} down",
+        "ip rule del from 10.0.0.5 lookup 2",
+        "ip route flush table 2",
+        "ip address flush dev eth1",
+        "ip link set eth1 down",
+        "ip link set eth1 mtu 1500",
+        "ip rule add from 10.0.0.77 lookup 2 pref 1536 protocol 201",
+        "ip route add 10.0.0.78/32 dev eth1 proto 201",
+    ],
+)
+def test_vandalism_is_mended_in_one_tick(door: Door, act: str) -> None:
+    pod = door.added()
+    lease = door.lease(pod)
+    assert lease is not None
+    before = door.picture()
+    door.node.command(*act.format(ip=pod.address, link=lease.host_ifname).split())
+
+    door.loop.tick_kernel()
+
+    assert sorted(map(str, door.picture()[2])) == sorted(map(str, before[2]))
+    assert door.call("CHECK", pod, prevResult=pod.result).status == 0
+    assert pod.pings("10.0.0.4")
+    assert door.loop.tick_kernel() == ()
+    mended = door.rows("SELECT count(*) AS n FROM v_journal WHERE kind = 'kernel.mended'")
+    assert mended[0]["n"] >= 1
+
+
+def test_nothing_is_written_when_nothing_differs(door: Door) -> None:
+    door.added()
+    before = door.rows("SELECT max(id) AS last FROM v_journal")
+
+    for _ in range(3):
+        door.loop.tick_kernel()
+
+    assert door.rows("SELECT max(id) AS last FROM v_journal") == before
+
+
+def test_foreign_objects_stay_as_they_are(door: Door) -> None:
+    lines = ["link add foreign type veth peer name other", "link set foreign up"]
+    lines += [f"rule add from 10.9.0.{n} lookup {300 + n} pref {512 + n}" for n in range(20)]
+    lines += [f"route add 10.8.{n}.0/24 dev foreign table {400 + n}" for n in range(20)]
+    lines += ["rule add to 10.0.0.20 lookup main pref 512"]
+    door.node.command("ip", "-batch", "-", stdin="\n".join(lines))
+    before = door.picture()
+    pod = door.added()
+    door.node.command("ip", "rule", "del", "from", pod.address, "lookup", "2")
+    door.loop.tick_kernel()
+
+    door.call("DEL", pod)
+    door.loop.tick_kernel()
+
+    assert door.picture() == before
+
+
+def test_an_old_look_does_not_take_away_what_a_new_pod_was_given(door: Door) -> None:
+    """The look saw the address's last holder; its next holder came before the look was used."""
+    pod = door.added()
+    old_look = door.kernel.observe()
+    assert isinstance(old_look, model.ObservedKernel)
+    door.call("DEL", pod)
+    door.now += door.settings.ip_cooldown_ms
+    others = [door.added() for _ in range(4)]
+    again = next(other for other in others if other.address == pod.address)
+
+    door.loop._mend(old_look)
+
+    assert again.pings("10.0.0.4")
+    assert door.call("CHECK", again, prevResult=again.result).status == 0
+
+
+def test_a_link_that_went_with_its_sandbox_is_not_made_again(door: Door) -> None:
+    """Only the launcher's call can make a pod's link; its rules do not stay to mislead meanwhile."""
+    pod = door.added()
+    pod.netns.close()
+    door.call("STATUS", cniVersion="1.1.0")
+
+    door.loop.tick_kernel()
+
+    assert door.lease(pod) is not None
+    assert door.call("DEL", pod).status == 0
+    assert not [rule for rule in door.picture()[2] if rule["priority"] in {512, 1536}]

@@ -1,0 +1,168 @@
+"""The first minute: what the last run left half done, which boot this is, deletions that waited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cni import wire
+from ledger import writes
+from reconciler import recovery
+from tests.reconciler.door import Door, Pod
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    made = Door(tmp_path, addresses=(0, 4))
+    with made.ledger.write(durable=True) as tx:
+        writes.record_boot(tx, "boot-1", made.now)
+    yield made
+    made.close()
+
+
+def restart(door: Door, spool: Path, boot: str = "boot-1") -> None:
+    recovery.first_minute(door.ledger, door.loop, boot, spool, door.clock)
+
+
+def reasons(door: Door) -> list[str]:
+    rows = door.rows("SELECT reason FROM v_leases WHERE state = 'ended' ORDER BY id")
+    return [row["reason"] for row in rows]
+
+
+def spooled(door: Door, pod: Pod, spool: Path, at: int) -> None:
+    """What the launcher writes while nobody is home; `at` in ms."""
+    spool.mkdir(exist_ok=True)
+    env = door.environment("DEL", pod)
+    conf = b'{"cniVersion": "1.0.0", "name": "aws-cni"}'
+    body = wire.encode_request(wire.Request(env, conf))
+    (spool / f"{at * 1_000_000}-1-{pod.container[10:]}.del").write_bytes(body)
+
+
+def test_a_restart_in_the_same_boot_keeps_what_lives(door: Door, tmp_path: Path) -> None:
+    pod = door.added()
+    before = door.picture()
+
+    restart(door, tmp_path / "spool")
+
+    assert door.picture() == before
+    assert door.lease(pod) is not None
+    assert pod.pings("10.0.0.4")
+
+
+def test_an_addition_that_was_never_answered_is_undone(door: Door, tmp_path: Path) -> None:
+    """The daemon died between the claim's commit and the answer."""
+    before = door.picture()
+    pod = door.added()
+    lease = door.lease(pod)
+    assert lease is not None
+    with door.ledger.write() as tx:
+        tx.dicts(f"UPDATE leases SET state = 'reserved' WHERE id = {lease.id}", {})
+
+    restart(door, tmp_path / "spool")
+
+    assert reasons(door) == ["setup_failed"]
+    assert door.picture() == before
+
+
+def test_a_deletion_that_began_is_finished(door: Door, tmp_path: Path) -> None:
+    before = door.picture()
+    pod = door.added()
+    lease = door.lease(pod)
+    assert lease is not None
+    with door.ledger.write() as tx:
+        writes.mark_owner_removing(tx, "lease", str(lease.id), door.now)
+
+    restart(door, tmp_path / "spool")
+
+    assert reasons(door) == ["deleted"]
+    assert door.picture() == before
+
+
+def test_nobody_waits_after_a_restart(tmp_path: Path) -> None:
+    door = Door(tmp_path, addresses=(0, 0))
+    try:
+        door.call("ADD", door.pod())
+        with door.ledger.write(durable=True) as tx:
+            writes.record_boot(tx, "boot-1", door.now)
+        restart(door, tmp_path / "spool")
+        assert reasons(door) == ["gave_up_waiting"]
+    finally:
+        door.close()
+
+
+def test_a_new_boot_ends_leases_and_keeps_addresses(door: Door, tmp_path: Path) -> None:
+    """The kernel is empty, EC2 is not: the next pod is served without a call."""
+    pod = door.added()
+    lease = door.lease(pod)
+    assert lease is not None
+    door.node.command("ip", "link", "del", lease.host_ifname)
+    door.node.command("ip", "rule", "flush")
+    door.node.command("ip", "rule", "add", "lookup", "main", "pref", "32766")
+
+    restart(door, tmp_path / "spool", boot="boot-2")
+    door.verbs.boot_id = "boot-2"
+    late = door.call("DEL", pod)
+    fresh = door.added()
+
+    assert reasons(door) == ["reboot"]
+    assert late.status == 0
+    assert fresh.pings("10.0.0.4")
+    assert f"from {fresh.address} lookup 2" in door.node.command("ip", "rule")
+    assert "from 10.0.0.5 lookup 2" in door.node.command("ip", "rule")
+
+
+def test_spooled_deletions_are_carried_out_before_anything_else(door: Door, tmp_path: Path) -> None:
+    before = door.picture()
+    pods = [door.added() for _ in range(3)]
+    for pod in pods:
+        spooled(door, pod, tmp_path / "spool", door.now + 1)
+
+    restart(door, tmp_path / "spool")
+
+    assert reasons(door) == ["deleted_late"] * 3
+    assert door.picture() == before
+    assert not list((tmp_path / "spool").glob("*.del"))
+    rows = door.rows("SELECT via, reason FROM v_requests WHERE command = 'DEL'")
+    assert rows == [{"via": "spool", "reason": "deleted_late"}] * 3
+
+
+def test_taking_the_spool_in_twice_changes_nothing(door: Door, tmp_path: Path) -> None:
+    pod = door.added()
+    spooled(door, pod, tmp_path / "spool", door.now + 1)
+    restart(door, tmp_path / "spool")
+    before = door.picture()
+    spooled(door, pod, tmp_path / "spool", door.now + 1)
+
+    restart(door, tmp_path / "spool")
+
+    assert reasons(door) == ["deleted_late"]
+    assert door.picture() == before
+
+
+def test_a_deletion_older_than_the_lease_is_not_meant_for_it(door: Door, tmp_path: Path) -> None:
+    pod = door.pod()
+    spooled(door, pod, tmp_path / "spool", door.now - 1_000)
+    pod.result = door.call("ADD", pod).said
+
+    restart(door, tmp_path / "spool")
+
+    assert reasons(door) == []
+    assert pod.pings("10.0.0.4")
+    assert not list((tmp_path / "spool").glob("*.del"))
+
+
+def test_an_unreadable_deletion_is_set_aside_and_a_finding(door: Door, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "1-1-1.del").write_bytes(b"rubbish")
+
+    restart(door, spool)
+
+    found = door.rows("SELECT code, subject FROM v_findings WHERE closed IS NULL")
+    assert found == [{"code": "spool_unreadable", "subject": "1-1-1.del"}]
+    assert not list(spool.glob("*.del"))
+    assert list((spool / "bad").iterdir())
