@@ -8,6 +8,7 @@ What a message looks like is rtnetlink's, which steps there are the planner's.
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Sequence
 
 from ledger import model
@@ -17,6 +18,8 @@ from reconciler.providers.netlink import Message, Refusal
 
 _THERE = frozenset({"EEXIST"})
 _GONE = frozenset({"ENOENT", "ESRCH", "ENODEV", "EADDRNOTAVAIL", "ENXIO"})
+_TAKEN = frozenset({"EEXIST", "EBUSY"})  # a name or an index, at this end or at the other
+_OTHER_INDEXES = range(3_000_000, 4_000_000, 2)  # drawn from when the wanted one is taken
 _NO_POD = Refusal("EBADF", "the pod's namespace was not handed over")
 _NOT_HERE = Refusal("EOPNOTSUPP", "sysctls are written by the launcher")
 
@@ -53,43 +56,72 @@ class Batch:
 
     def _put_veth(self, step: actions.KernelAction, link: model.Link) -> actions.Outcome:
         """Make the pair whole: both ends up, marked; one that is ours already is set right."""
-        assert self._netns_fd is not None
         assert self._pod is not None
-        refused = self._one(self._host, rtnetlink.create_veth(link, link.index, self._netns_fd))
-        made = refused is None
-        if refused is not None:
+        made, mac = self._make(link), ""
+        if isinstance(made, int):
+            index = made
+        else:
             found = self._find(self._host, link.name)
             if found is None or not _same(link, found):
-                taken = found is None and self._find(self._pod, link.peer) is not None
-                return _outcome(step, refused, {"where": "pod"} if taken else None)
-            index = found.index
-        else:
-            index = link.index
+                return self._not_made(step, link, made, found)
+            index, mac = found.index, _unlike(link, found)
         refused = self._one(
-            self._host, rtnetlink.set_link(index, up=True, mtu=link.mtu, alias=link.alias)
-        )
-        refused = refused or self._one(self._pod, rtnetlink.set_link(index + 1, up=True))
+            self._host, rtnetlink.set_link(index, up=True, mtu=link.mtu, mac=mac, alias=link.alias)
+        ) or self._one(self._pod, rtnetlink.set_link(index + 1, up=True, mtu=link.mtu))
         if refused is not None:
-            if made:
+            if isinstance(made, int):
                 self._one(self._host, rtnetlink.remove_link(index))
             return _outcome(step, refused)
         self._indexes["host", link.name] = index
         self._indexes["pod", link.peer] = index + 1
         return _outcome(step, None)
 
+    def _make(self, link: model.Link) -> int | Refusal:
+        """The new pair's index: the wanted one, or another if that alone is taken."""
+        assert self._pod is not None
+        index = link.index
+        refused = self._create(link, index)
+        if refused is not None and refused.code in _TAKEN:
+            if self._find(self._host, link.name) or self._find(self._pod, link.peer):
+                return refused
+            index = random.choice(_OTHER_INDEXES)  # noqa: S311 - no secret
+            refused = self._create(link, index)
+        return refused or index
+
+    def _not_made(
+        self, step: actions.KernelAction, link: model.Link, why: Refusal, found: model.Link | None
+    ) -> actions.Outcome:
+        """Whether a name is in the way, and at which end."""
+        assert self._pod is not None
+        if found is not None:
+            return _outcome(step, _anothers(why.code, found))
+        if self._find(self._pod, link.peer) is not None:
+            taken = Refusal(why.code, f"the pod has an interface {link.peer} already")
+            return _outcome(step, taken, {"where": "pod"})
+        return _outcome(step, why)
+
+    def _create(self, link: model.Link, index: int) -> Refusal | None:
+        assert self._netns_fd is not None
+        return self._one(self._host, rtnetlink.create_veth(link, index, self._netns_fd))
+
     def _set_link(self, link: model.Link) -> Refusal | None:
         """MTU, state and mark of a link that is there: an interface's, or a pod's seen from the host."""
         found = self._find(self._host, link.name)
-        if found is None or (link.peer and not _same(link, found)):
-            return _NO_POD if link.peer else Refusal("ENODEV", f"there is no link {link.name}")
+        if found is None or not _same(link, found):
+            if link.peer:
+                return _NO_POD
+            return _anothers("ENODEV", found) if found else _no_link(link.name)
         self._indexes["host", link.name] = found.index
+        mac = _unlike(link, found)
         return self._one(
             self._host,
-            rtnetlink.set_link(found.index, up=link.up, mtu=link.mtu, alias=link.alias),
+            rtnetlink.set_link(found.index, up=link.up, mtu=link.mtu, mac=mac, alias=link.alias),
         )
 
     def _remove_link(self, step: actions.KernelAction) -> actions.Outcome:
         assert isinstance(step.thing, model.Link)
+        if step.thing.kind != "veth":
+            return _outcome(step, Refusal("EPERM", f"{step.thing.name} is not ours to remove"))
         found = self._find(self._host, step.thing.name)
         if found is None or not _same(step.thing, found):
             return _outcome(step, None)
@@ -131,7 +163,7 @@ class Batch:
             return _NOT_HERE
         index = self._index(_where(thing), thing.link)
         if index is None:
-            return Refusal("ENODEV", f"there is no link {thing.link}")
+            return _no_link(thing.link)
         match thing:
             case model.InterfaceAddress():
                 return rtnetlink.address(thing, index, put=put)
@@ -177,6 +209,20 @@ def _same(wanted: model.Link, found: model.Link) -> bool:
     return bool(
         (wanted.alias and wanted.alias == found.alias) or (wanted.mac and wanted.mac == found.mac)
     )
+
+
+def _unlike(wanted: model.Link, found: model.Link) -> str:
+    """The MAC to set, if it is not the wanted one; setting the same again would be news to everybody."""
+    return wanted.mac if wanted.mac != found.mac else ""
+
+
+def _no_link(name: str) -> Refusal:
+    return Refusal("ENODEV", f"there is no link {name}")
+
+
+def _anothers(code: str, found: model.Link) -> Refusal:
+    mark = f"alias {found.alias}" if found.alias else "no alias"
+    return Refusal(code, f"{found.name} is another link, with MAC {found.mac} and {mark}")
 
 
 def _outcome(

@@ -56,9 +56,10 @@ class Refusal(NamedTuple):
 
 
 def pack(messages: list[Message], first: int) -> bytes:
-    """One datagram of all messages, numbered from `first`."""
+    """One datagram of all messages, numbered from `first`, after 2^32 - 1 from 0."""
     parts: list[bytes] = []
-    for seq, (kind, flags, body) in enumerate(messages, first):
+    for n, (kind, flags, body) in enumerate(messages):
+        seq = (first + n) & 0xFFFFFFFF
         parts.append(_HEADER.pack(_HEADER.size + len(body), kind, flags | REQUEST, seq, 0))
         parts.append(body)
         parts.append(b"\0" * (-len(body) % 4))
