@@ -183,6 +183,36 @@ def test_a_large_dump_says_what_ip_says() -> None:
         assert model.InterfaceAddress("one", "192.0.2.1/24") in observed.addresses
 
 
+@pytest.mark.parametrize(
+    ("namespace", "index", "alive"),
+    [(0, 2, True), (None, 2, True), (-1, 2, False), (None, 0, False)],
+)
+def test_a_peer_is_alive_unless_its_namespace_or_itself_is_gone(
+    namespace: int | None, index: int, alive: bool
+) -> None:
+    """While a namespace dies its id reads -1; a peer that is gone has index 0 (veth_get_iflink)."""
+    attributes: list[list[Any]] = [
+        ["IFLA_IFNAME", "eni1"],
+        ["IFLA_MTU", 9001],
+        ["IFLA_LINK", index],
+        ["IFLA_LINKINFO", {"attrs": [["IFLA_INFO_KIND", "veth"]]}],
+    ]
+    if namespace is not None:
+        attributes.append(["IFLA_LINK_NETNSID", namespace])
+    body = by_pyroute2(ifinfmsg(), attributes, index=7, flags=1)
+    data = netlink.pack([netlink.Message(rtnetlink.NEWLINK, 0, body)], 1)
+
+    (found,) = rtnetlink.links([data])
+
+    assert (found.link.index, found.link.up, found.peer) == (7, True, alive)
+
+
+def test_a_message_cut_short_is_refused() -> None:
+    data = netlink.pack([rtnetlink.find_link("eth0")], 1)
+    with pytest.raises(ValueError, match="cut short"):
+        list(netlink.frames(data[:-4]))
+
+
 @pytest.mark.netns
 def test_what_no_noun_can_say_is_left_out() -> None:
     """A rule with an input interface or a route with a metric must not be taken for a plainer one."""
