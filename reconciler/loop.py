@@ -170,6 +170,8 @@ class Loop:
             plan = self._plan_cloud()
         if not record.wants_a_look(plan):
             self._look_pause = LOOK_PAUSE_MS[0]
+        with self.ledger.write() as tx:
+            record.calm(tx, self.clock())
         return plan.notes
 
     def _affordable(self, plan: actions.Plan) -> actions.CloudStep | None:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from ledger import database, model, writes
+from ledger import database, model, reads, writes
 from reconciler import errors
 from reconciler.cloud import CloudOutcome
 from reconciler.planner import actions, notation, release
@@ -20,7 +20,7 @@ SETTLE_AFTER_MS = 5_000
 """EC2's picture may lag a call by seconds: one younger than this proves nothing."""
 BACKOFF_MS = {"throttled": 5_000, "subnet_full": 30_000, "ec2_denied": 60_000}
 EC2_TROUBLE = ("throttled", "subnet_full", "node_full", "ec2_denied", "ec2_error", "ec2_down")
-"""Reasons that a refused call may have: findings that its next success closes."""
+"""Reasons that a refused call may have; see `calm`."""
 BACKOFF_DEFAULT_MS = 2_000
 BACKOFF_MOST_MS = 120_000
 
@@ -78,8 +78,6 @@ def cloud(
         return
     _succeeded(tx, step.action, outcome.result, now)
     writes.intent_done(tx, intent.id, now)
-    for reason in EC2_TROUBLE:
-        writes.close_finding(tx, reason, intent.operation, now)
 
 
 def _succeeded(
@@ -127,6 +125,14 @@ def _take_back(tx: database.Write, action: actions.CloudAction, now: int) -> Non
         writes.addresses_assigned(tx, action.eni_id, action.addresses, "assign", now)
     elif isinstance(action, actions.DetachEni):
         writes.eni_state(tx, action.eni_id, "usable", now)
+
+
+def calm(tx: database.Write, now: int) -> None:
+    """Close the findings of refused calls that nothing waits to repeat: done since, or not wanted."""
+    backing_off = {i.operation for i in reads.desired(tx, now).intents if i.state == "failed"}
+    for code, subject in reads.open_findings(tx):
+        if code in EC2_TROUBLE and subject and subject not in backing_off:
+            writes.close_finding(tx, code, subject, now)
 
 
 def kernel(tx: database.Write, outcomes: Sequence[actions.Outcome], now: int) -> None:

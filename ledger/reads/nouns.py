@@ -95,6 +95,11 @@ _CALLS = Statement(
     .where(schema.api_calls.c.at >= bindparam("since"))
     .order_by(schema.api_calls.c.at)
 )
+_FINDINGS = Statement(
+    select(schema.findings.c.code, schema.findings.c.subject).where(
+        schema.findings.c.closed_at.is_(None)
+    )
+)
 _usable = (_enis.c.state == schema.word("usable")) & (_enis.c.managed == _ONE)
 _rested = _addresses.c.cooling_until <= bindparam("now")
 _free = (
@@ -209,6 +214,11 @@ def next_cooled_at(tx: Read, now: int) -> int | None:
 def unknown_intents(tx: Read) -> tuple[model.Intent, ...]:
     """Calls of which the outcome is not known: the reply was lost, or the daemon died before it."""
     return tuple(map(rows.intent, tx.all(_UNKNOWN)))
+
+
+def open_findings(tx: Read) -> set[tuple[str, str]]:
+    """Code and subject of what is wrong or doubtful now."""
+    return {(code, subject) for code, subject in tx.all(_FINDINGS)}
 
 
 def calls_since(tx: Read, since: int) -> list[tuple[str, int, str]]:

@@ -36,8 +36,8 @@ ATTEMPTS: Final = 10
 READ_ATTEMPTS: Final = 3
 """Tries of a description that got no reply."""
 LONGEST_PAUSE_S: Final = 20.0
-BUDGET_S: Final = 60.0
-"""A call that was repeated for so long is given up; the caller's own back-off goes on."""
+BUDGET_S: Final = 8.0
+"""A call that was repeated for so long is given up: the ledger's own back-off goes on, in sight."""
 PAGE: Final = 1000
 """A filter and a page size: a description without them is drawn from a smaller bucket."""
 MODEL: Final = Path(__file__).with_name("ec2_model")
