@@ -19,19 +19,6 @@ from ledger import database, migrate, model, reads
 from reconciler import errors
 from reconciler import settings as knobs
 
-TABLES = (
-    "leases",
-    "addresses",
-    "enis",
-    "pods",
-    "requests",
-    "intents",
-    "calls",
-    "findings",
-    "settings",
-    "journal",
-)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 if it could not be carried out, 2 for wrong usage."""
@@ -65,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     install.set_defaults(run=_install)
 
     show = _question(commands, "show", "print a table of the ledger", _show)
-    show.add_argument("what", nargs="?", choices=TABLES, default="leases")
+    show.add_argument("what", nargs="?", choices=tuple(reads.TABLES), default="leases")
     plan = _question(commands, "plan", "what the reconciler would do now; does nothing", _plan)
     plan.add_argument("--offline", action="store_true", help="do not look at this machine's kernel")
     explain = _question(commands, "explain", "all that is known of one thing", _explain)

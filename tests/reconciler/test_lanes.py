@@ -1,0 +1,120 @@
+"""A lane ticks when rung or due, once for many rings, and goes on after a tick that failed."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from reconciler import lanes
+
+PATIENCE = 5.0
+
+
+def clock() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Told:
+    """What a lane did and said, to be waited for."""
+
+    def __init__(self) -> None:
+        self.ticks: queue.Queue[int] = queue.Queue()
+        self.failed: queue.Queue[str] = queue.Queue()
+        self.worked: queue.Queue[bool] = queue.Queue()
+
+
+@contextmanager
+def lane(told: Told, tick: lanes.Tick) -> Iterator[lanes.Lane]:
+    made = lanes.Lane("test", tick, told.failed.put, lambda: told.worked.put(True), clock)
+    made.start()
+    yield made
+    assert made.stop(PATIENCE)
+
+
+def test_it_waits_for_its_bell() -> None:
+    told = Told()
+    with lane(told, lambda: told.ticks.put(clock())) as made:
+        assert told.ticks.empty()
+        made.ring()
+        told.ticks.get(timeout=PATIENCE)
+
+
+def test_many_rings_during_a_tick_are_one_more_tick() -> None:
+    told, go = Told(), queue.Queue[None]()
+
+    def tick() -> None:
+        told.ticks.put(clock())
+        go.get(timeout=PATIENCE)
+
+    with lane(told, tick) as made:
+        made.ring()
+        told.ticks.get(timeout=PATIENCE)
+        for _ in range(10):
+            made.ring()
+        go.put(None)
+        told.ticks.get(timeout=PATIENCE)
+        go.put(None)
+    assert told.ticks.empty()
+
+
+def test_it_runs_at_the_time_it_was_told_and_not_before() -> None:
+    told = Told()
+    with lane(told, lambda: told.ticks.put(clock())) as made:
+        due = clock() + 60
+        made.ring_at(due + 10_000)
+        made.ring_at(due)
+        assert told.ticks.get(timeout=PATIENCE) >= due
+
+
+def test_a_tick_says_when_it_wants_to_run_again() -> None:
+    told, wanted = Told(), iter([1, None])
+
+    def tick() -> int | None:
+        told.ticks.put(clock())
+        pause = next(wanted)
+        return None if pause is None else clock() + pause
+
+    with lane(told, tick) as made:
+        made.ring()
+        told.ticks.get(timeout=PATIENCE)
+        told.ticks.get(timeout=PATIENCE)
+
+
+def test_a_failed_tick_is_told_and_tried_again_until_it_works() -> None:
+    told, tries = Told(), itertools.count()
+
+    def tick() -> None:
+        if next(tries) == 0:
+            raise ValueError("the first time")
+
+    with lane(told, tick) as made:
+        made.ring()
+        assert told.failed.get(timeout=PATIENCE) == "ValueError: the first time"
+        assert told.worked.get(timeout=PATIENCE)
+
+
+def test_a_report_that_fails_too_does_not_end_the_lane() -> None:
+    told, tries = Told(), itertools.count()
+
+    def tick() -> None:
+        if next(tries) == 0:
+            raise ValueError("the first time")
+        told.ticks.put(clock())
+
+    def refuses(_: str) -> None:
+        raise OSError("the disk is full")
+
+    made = lanes.Lane("test", tick, refuses, lambda: None, clock)
+    made.start()
+    made.ring()
+    told.ticks.get(timeout=PATIENCE)
+    assert made.stop(PATIENCE)
+
+
+def test_it_ends_although_something_is_due() -> None:
+    told = Told()
+    with lane(told, lambda: None) as made:
+        made.ring_at(clock() + 3_600_000)

@@ -1,0 +1,78 @@
+"""Knobs: upstream's names and parsing, a reading for each, a paragraph under each."""
+
+from __future__ import annotations
+
+import pytest
+
+from reconciler import errors, settings
+
+
+def one(name: str, raw: str) -> tuple[settings.Settings, settings.Reading]:
+    found, readings = settings.load({name: raw})
+    return found, next(reading for reading in readings if reading.name == name)
+
+
+def test_nothing_given_is_all_defaults() -> None:
+    found, readings = settings.load({})
+    assert found == settings.Settings()
+    assert {reading.source for reading in readings} == {"default"}
+
+
+def test_upstreams_defaults_hold() -> None:
+    found = settings.Settings()
+    assert (found.warm_eni_target, found.warm_ip_target, found.minimum_ip_target) == (1, 0, 0)
+    assert (found.max_eni, found.ip_cooldown_ms, found.eni_mtu) == (None, 30_000, 9001)
+    assert (found.mtu, found.veth_prefix) == (9001, "eni")
+
+
+def test_set_but_empty_counts_as_unset() -> None:
+    assert one("WARM_IP_TARGET", "")[1].source == "default"
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("WARM_ENI_TARGET", "many"),
+        ("WARM_ENI_TARGET", "-1"),
+        ("MAX_ENI", "0"),
+        ("ADDITIONAL_ENI_TAGS", "[1]"),
+        ("AWS_VPC_K8S_CNI_LOGLEVEL", "loud"),
+        ("VPCLEDGER_FREEZE", "yes"),
+        ("HTTP_TIMEOUT", "3"),
+    ],
+)
+def test_what_upstream_would_silently_replace_is_replaced_and_said(name: str, raw: str) -> None:
+    found, reading = one(name, raw)
+    assert found == settings.Settings()
+    assert (reading.source, reading.raw) == ("invalid", raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("IP_COOLDOWN_PERIOD", "-1"),
+        ("AWS_VPC_ENI_MTU", "100"),
+        ("POD_MTU", "9002"),
+        ("AWS_VPC_K8S_CNI_VETHPREFIX", "toolong"),
+        ("AWS_VPC_K8S_CNI_VETHPREFIX", "eth"),
+        ("VPCLEDGER_UID", "root"),
+    ],
+)
+def test_what_upstreams_entry_refuses_is_refused_with_a_sentence(name: str, raw: str) -> None:
+    with pytest.raises(errors.Refused, match=f"{name}='{raw}' is not "):
+        settings.load({name: raw})
+
+
+def test_tags_of_the_cnis_own_name_space_are_dropped() -> None:
+    found, _ = one("ADDITIONAL_ENI_TAGS", '{"team": "net", "node.k8s.amazonaws.com/x": "y"}')
+    assert found.additional_eni_tags == (("team", "net"),)
+
+
+def test_seconds_become_milliseconds() -> None:
+    assert one("IP_COOLDOWN_PERIOD", "7")[0].ip_cooldown_ms == 7_000
+
+
+def test_every_knob_has_its_paragraph() -> None:
+    told = settings.paragraphs()
+    assert set(told) == {knob.metadata["env"] for knob in settings.knobs()}
+    assert all(len(text) > 20 for text in told.values())
