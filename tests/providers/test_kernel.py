@@ -70,8 +70,11 @@ class Place:
         return rows
 
     def ping(self) -> None:
-        """A first packet may be lost: the end that came up first is activated a moment after the other
-        one has given it a carrier (linkwatch, a work queue of the kernel's)."""
+        """One answer within two seconds; the first packet may be lost.
+
+        The end that comes up first is activated only a moment after the other has given it a carrier,
+        by a work queue of the kernel's (linkwatch).
+        """
         self.node.command("ping", "-c1", "-i0.2", "-w2", "10.0.0.77")
 
     def close(self) -> None:
