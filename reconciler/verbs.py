@@ -17,31 +17,10 @@ from dataclasses import dataclass, field
 from cni import result, spec, wire
 from ledger import database, model, reads, writes
 from reconciler import call as calls
-from reconciler import errors, refusals
+from reconciler import errors, jobs, refusals
 from reconciler import loop as loops
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
-from reconciler.providers import kernel as kernel_provider
-
-
-@dataclass(slots=True)
-class Job:
-    """One call on its way: what was asked, since when, and what it led to."""
-
-    call: calls.Call
-    asked: spec.Invocation
-    began_at: int
-    lease: model.Lease | None = None
-    waits_until: int = 0
-    waits_for: int | None = None
-    eta_at: int | None = None
-
-    @property
-    def pod(self) -> kernel_provider.PodHandle | None:
-        """The pod's namespace and netlink socket, if the launcher could hand them over."""
-        if self.call.netns is None or self.call.netlink is None:
-            return None
-        return kernel_provider.PodHandle(self.call.netns, self.call.netlink)
 
 
 @dataclass(slots=True)
@@ -59,7 +38,7 @@ class Verbs:
     """Have `retry_waiting` run at this time (ms)."""
     own_netns: int
     """A descriptor of the node's own network namespace, into which no pod is put."""
-    waiting: dict[int, Job] = field(default_factory=dict)
+    waiting: dict[int, jobs.Job] = field(default_factory=dict)
 
     def handle(self, batch: list[calls.Call]) -> None:
         """Serve whatever is ready, in order of arrival."""
@@ -68,13 +47,12 @@ class Verbs:
 
     def serve(self, call: calls.Call) -> None:
         """One call: parse, carry out, answer; any error becomes a CNI error and a row."""
-        began_at, request = self.clock(), call.request
         try:
-            asked = spec.parse(request.env, request.stdin)
+            asked = spec.parse(call.request.env, call.request.stdin)
         except spec.CniError as refused:
-            self._refuse_unread(call, refused, began_at)
+            jobs.refuse_unread(self.ledger, call, refused, self.clock())
             return
-        job = Job(call, asked, began_at)
+        job = jobs.Job(call, asked, self.clock())
         verb = {
             "ADD": self.add,
             "DEL": self.delete,
@@ -84,17 +62,20 @@ class Verbs:
         }[asked.verb]
         self._guarded(job, verb)
 
-    def _guarded(self, job: Job, verb: Callable[[Job], None]) -> None:
+    def _guarded(self, job: jobs.Job, verb: Callable[[jobs.Job], None]) -> None:
         try:
             verb(job)
         except errors.VpcledgerError as refused:
-            self.refuse(job, refused)
+            self._refuse(job, refused)
         except database.Failure as failed:
-            self.refuse(job, errors.TryLater("ledger_error", str(failed)))
+            self._refuse(job, errors.TryLater("ledger_error", str(failed)))
+
+    def _refuse(self, job: jobs.Job, why: errors.VpcledgerError) -> None:
+        jobs.refuse(self.ledger, job, why, self.clock())
 
     # ------------------------------------------------------------------ ADD
 
-    def add(self, job: Job) -> None:
+    def add(self, job: jobs.Job) -> None:
         """Claim an address, write what the kernel shall hold, make it so, say so."""
         if job.pod is None:
             code = job.call.request.netns_errno
@@ -154,7 +135,7 @@ class Verbs:
             for owner in {row.owner for row in rows}:
                 writes.forget_owner_installed(tx, "lease", owner, self.clock())
 
-    def _wire(self, job: Job, wired: wiring.PodWiring) -> None:
+    def _wire(self, job: jobs.Job, wired: wiring.PodWiring) -> None:
         lease = job.lease
         assert lease is not None
         steps = [actions.Put(thing) for thing in (*wired.host, *wired.pod)]
@@ -176,12 +157,12 @@ class Verbs:
         with self.ledger.write() as tx:
             writes.activate(tx, lease.id, now)
             writes.mark_owner_installed(tx, "lease", str(lease.id), now)
-            self._record(tx, job, 0, "", "")
+            jobs.record(tx, job, now)
         sysctls = tuple(wire.Sysctl(s.where, s.path, s.value) for s in wired.sysctls)
         job.call.answer(wire.Reply(0, answer, sysctls))
         self.ring_cloud(False)
 
-    def _wait(self, job: Job) -> None:
+    def _wait(self, job: jobs.Job) -> None:
         """No address: say why, ask for more, and hold the call for a while."""
         with self.ledger.read() as tx:
             why = refusals.no_address(tx, self.settings, self.clock())
@@ -206,32 +187,34 @@ class Verbs:
         """Refuse the held calls: the daemon is being stopped."""
         held, self.waiting = self.waiting, {}
         for job in held.values():
-            self.refuse(job, errors.TryLater("stopping"))
+            self._refuse(job, errors.TryLater("stopping"))
 
-    def _still_waiting(self, job: Job) -> bool:
+    def _still_waiting(self, job: jobs.Job) -> bool:
         with self.ledger.read() as tx:
             lease = reads.open_lease(tx, job.asked.container_id, job.asked.ifname)
         if lease is not None:
             return True
-        self.refuse(job, errors.TryLater("gave_up_waiting"))
+        self._refuse(job, errors.TryLater("gave_up_waiting"))
         return False
 
     # ------------------------------------------------------------------ DEL
 
-    def delete(self, job: Job) -> None:
+    def delete(self, job: jobs.Job) -> None:
         """Unmake, then forget; a sandbox nobody knows is success (CNI specification, section DEL)."""
         asked, now = job.asked, self.clock()
         with self.ledger.write() as tx:
             lease = reads.open_lease(tx, asked.container_id, asked.ifname)
             if lease is None:
                 writes.note_late_delete(tx, asked.container_id, asked.ifname, now)
-                self._record(tx, job, 0, "unknown_container", "")
+                jobs.record(tx, job, now, reason="unknown_container")
             else:
                 writes.mark_owner_removing(tx, "lease", str(lease.id), now)
         if lease is not None:
             job.lease = lease
             reason = "deleted" if lease.address else "gave_up_waiting"
-            self.loop.end_lease(lease, reason, lambda tx: self._record(tx, job, 0, reason, ""))
+            self.loop.end_lease(
+                lease, reason, lambda tx: jobs.record(tx, job, self.clock(), reason=reason)
+            )
         job.call.answer(wire.Reply())
         if lease is not None:
             self.retry_waiting()
@@ -239,7 +222,7 @@ class Verbs:
 
     # ------------------------------------------------------------------ CHECK, GC, STATUS
 
-    def check(self, job: Job) -> None:
+    def check(self, job: jobs.Job) -> None:
         """The one-pod diff is empty, or an error names what is missing (section CHECK)."""
         asked = job.asked
         with self.ledger.read() as tx:
@@ -257,9 +240,9 @@ class Verbs:
             missing += (f"prevResult has {told}, the ledger {lease.address}/32",)
         if missing:
             raise errors.TryLater("drift", "; ".join(missing))
-        self._succeed(job)
+        jobs.succeed(self.ledger, job, self.clock())
 
-    def collect(self, job: Job) -> None:
+    def collect(self, job: jobs.Job) -> None:
         """End leases the runtime's list leaves out, where the kernel agrees that the sandbox is gone.
 
         Two sources (decision 2): the list, and the host veth, which dies with the pod's namespace. If
@@ -283,11 +266,11 @@ class Verbs:
                     writes.open_finding(tx, "gc_disagrees", lease.container_id, text, self.clock())
             else:
                 self.loop.end_lease(lease, "gc")
-        self._succeed(job)
+        jobs.succeed(self.ledger, job, self.clock())
         if unlisted:
             self.ring_cloud(False)
 
-    def status(self, job: Job) -> None:
+    def status(self, job: jobs.Job) -> None:
         """Can one more pod be served now? Error 50 with the reason if not (section STATUS)."""
         with self.ledger.read() as tx:
             counts = reads.free_count(tx, self.clock())
@@ -298,57 +281,9 @@ class Verbs:
         if why is not None:
             self.ring_cloud(False)
             raise refusals.NotReady(why.error.reason, why.error.detail)
-        self._succeed(job)
+        jobs.succeed(self.ledger, job, self.clock())
 
-    # ------------------------------------------------------------------ answers and rows
-
-    def refuse(self, job: Job, why: errors.VpcledgerError) -> None:
-        """Tell the runtime why not, in the words the ledger keeps."""
-        told = spec.CniError(why.cni_code, str(why), errors.REASONS[why.reason])
-        with self.ledger.write() as tx:
-            self._record(tx, job, why.cni_code, why.reason, why.detail)
-        job.call.answer(wire.refusal(told, job.asked.config.cni_version))
-
-    def _refuse_unread(self, call: calls.Call, refused: spec.CniError, began_at: int) -> None:
-        env = call.request.env
-        with self.ledger.write() as tx:
-            writes.record_request(
-                tx,
-                command=env.get("CNI_COMMAND", "")[:16],
-                container_id=env.get("CNI_CONTAINERID", "")[:256],
-                ifname=env.get("CNI_IFNAME", "")[:64],
-                code=refused.code,
-                reason="bad_request",
-                detail=f"{refused.msg} {refused.details}"[:500],
-                duration_us=(self.clock() - began_at) * 1000,
-                now=self.clock(),
-            )
-        call.answer(wire.refusal(refused, spec.version_of(call.request.stdin)))
-
-    def _succeed(self, job: Job) -> None:
-        with self.ledger.write() as tx:
-            self._record(tx, job, 0, "", "")
-        job.call.answer(wire.Reply())
-
-    def _record(self, tx: database.Write, job: Job, code: int, reason: str, detail: str) -> None:
-        namespace, name = job.asked.pod
-        writes.record_request(
-            tx,
-            command=job.asked.verb,
-            container_id=job.asked.container_id,
-            ifname=job.asked.ifname,
-            netns=job.asked.netns,
-            pod_namespace=namespace,
-            pod_name=name,
-            lease_id=job.lease.id if job.lease else None,
-            code=code,
-            reason=reason,
-            detail=detail,
-            waits_for=job.waits_for if code else None,
-            eta_at=job.eta_at if code else None,
-            duration_us=(self.clock() - job.began_at) * 1000,
-            now=self.clock(),
-        )
+    # ------------------------------------------------------------------ particulars
 
     def _wiring(self, tx: database.Read, lease: model.Lease) -> wiring.PodWiring:
         assert lease.eni_id is not None
