@@ -200,6 +200,15 @@ def test_an_unmarked_object_is_removed_only_if_a_row_names_it() -> None:
     assert wiring.diff((), seen, (upstream,)) == (actions.Remove(upstream),)
 
 
+def test_somebodys_twin_of_a_rule_of_ours_stays() -> None:
+    """The same selectors without our mark: the row means the one we made."""
+    mine = model.Rule(512, 254, dst="10.0.0.99/32", protocol=wiring.PROTOCOL)
+    twin = replace(mine, protocol=0)
+
+    assert wiring.diff((mine,), picture((mine, twin)), (mine,)) == ()
+    assert wiring.diff((), picture((mine, twin)), (mine,)) == (actions.Remove(mine),)
+
+
 def test_what_replaces_something_is_made_before_the_old_is_broken() -> None:
     moved = replace(HOST[3], table=3) if isinstance(HOST[3], model.Rule) else HOST[3]
 
