@@ -9,6 +9,7 @@ addresses the node should hold do not belong here.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 from collections.abc import Callable
@@ -41,26 +42,30 @@ class Verbs:
     waiting: dict[int, jobs.Job] = field(default_factory=dict)
 
     def handle(self, batch: list[calls.Call]) -> None:
-        """Serve whatever is ready, in order of arrival."""
-        for call in batch:
-            self.serve(call)
+        """Serve whatever is ready, in order of arrival; deletions that follow each other together."""
+        for is_deletion, run in itertools.groupby(batch, key=_is_deletion):
+            read = [job for call in run if (job := self._read(call)) is not None]
+            if is_deletion:
+                self._delete_all(read)
+            else:
+                for job in read:
+                    self._guarded(job, self._verb(job.asked.verb))
 
-    def serve(self, call: calls.Call) -> None:
-        """One call: parse, carry out, answer; any error becomes a CNI error and a row."""
+    def _read(self, call: calls.Call) -> jobs.Job | None:
         try:
             asked = spec.parse(call.request.env, call.request.stdin)
         except spec.CniError as refused:
             jobs.refuse_unread(self.ledger, call, refused, self.clock())
-            return
-        job = jobs.Job(call, asked, self.clock())
-        verb = {
+            return None
+        return jobs.Job(call, asked, self.clock())
+
+    def _verb(self, name: str) -> Callable[[jobs.Job], None]:
+        return {
             "ADD": self.add,
-            "DEL": self.delete,
             "CHECK": self.check,
             "GC": self.collect,
             "STATUS": self.status,
-        }[asked.verb]
-        self._guarded(job, verb)
+        }[name]
 
     def _guarded(self, job: jobs.Job, verb: Callable[[jobs.Job], None]) -> None:
         try:
@@ -199,26 +204,48 @@ class Verbs:
 
     # ------------------------------------------------------------------ DEL
 
-    def delete(self, job: jobs.Job) -> None:
+    def _delete_all(self, batch: list[jobs.Job]) -> None:
+        try:
+            self.delete(batch)
+        except database.Failure as failed:
+            for job in batch:
+                self._refuse(job, errors.TryLater("ledger_error", str(failed)))
+
+    def delete(self, batch: list[jobs.Job]) -> None:
         """Unmake, then forget; a sandbox nobody knows is success (CNI specification, section DEL)."""
-        asked, now = job.asked, self.clock()
+        now = self.clock()
+        known: dict[int, list[jobs.Job]] = {}
         with self.ledger.write() as tx:
-            lease = reads.open_lease(tx, asked.container_id, asked.ifname)
-            if lease is None:
-                writes.note_late_delete(tx, asked.container_id, asked.ifname, now)
-                jobs.record(tx, job, now, reason="unknown_container")
-            else:
-                writes.mark_owner_removing(tx, "lease", str(lease.id), now)
-        if lease is not None:
-            job.lease = lease
-            reason = "deleted" if lease.address else "gave_up_waiting"
-            self.loop.end_lease(
-                lease, reason, lambda tx: jobs.record(tx, job, self.clock(), reason=reason)
+            for job in batch:
+                asked = job.asked
+                job.lease = reads.open_lease(tx, asked.container_id, asked.ifname)
+                if job.lease is None:
+                    writes.note_late_delete(tx, asked.container_id, asked.ifname, now)
+                    jobs.record(tx, job, now, reason="unknown_container")
+                else:
+                    writes.mark_owner_removing(tx, "lease", str(job.lease.id), now)
+                    known.setdefault(job.lease.id, []).append(job)
+        refused: dict[int, str] = {}
+        if known:
+            leases = [asking[0].lease for asking in known.values()]
+            refused = self.loop.end_leases(
+                [(lease, _why_deleted(lease)) for lease in leases if lease is not None],
+                lambda tx, lease: self._record_deletions(tx, known[lease.id], lease),
             )
-        job.call.answer(wire.Reply())
-        if lease is not None:
+        for job in batch:
+            if job.lease is not None and job.lease.id in refused:
+                self._refuse(job, errors.TryLater("kernel_error", refused[job.lease.id]))
+            else:
+                job.call.answer(wire.Reply())
+        if known:
             self.retry_waiting()
             self.ring_cloud(False)
+
+    def _record_deletions(
+        self, tx: database.Write, asking: list[jobs.Job], lease: model.Lease
+    ) -> None:
+        for job in asking:
+            jobs.record(tx, job, self.clock(), reason=_why_deleted(lease))
 
     # ------------------------------------------------------------------ CHECK, GC, STATUS
 
@@ -234,7 +261,8 @@ class Verbs:
         if job.pod is None:
             raise errors.BadNamespace("netns_missing", f"CNI_NETNS={asked.netns}")
         missing = wiring.compare(wired.host, self.loop.kernel.observe())
-        missing += wiring.compare(wired.pod, self.loop.kernel.observe_pod(job.pod))
+        inside = (wired.end, *wired.pod)
+        missing += wiring.compare(inside, self.loop.kernel.observe_pod(job.pod))
         told = [ip.get("address") for ip in (asked.config.prev_result or {}).get("ips", [])]
         if f"{lease.address}/32" not in told:
             missing += (f"prevResult has {told}, the ledger {lease.address}/32",)
@@ -299,6 +327,14 @@ class Verbs:
         elif asked.ifname != "eth0":
             name = f"{name}.{asked.ifname}"
         return wiring.host_ifname(self.settings.veth_prefix, namespace, name)
+
+
+def _is_deletion(call: calls.Call) -> bool:
+    return call.request.env.get("CNI_COMMAND") == "DEL"
+
+
+def _why_deleted(lease: model.Lease) -> str:
+    return "deleted" if lease.address else "gave_up_waiting"
 
 
 def random_mac() -> str:

@@ -42,7 +42,7 @@ class Batch:
             elif verb == "put":
                 outcomes += map(self._put_link, run)
             else:
-                outcomes += map(self._remove_link, run)
+                outcomes += self._remove_links(list(run))
         return outcomes
 
     # ------------------------------------------------------------------ links
@@ -118,15 +118,35 @@ class Batch:
             rtnetlink.set_link(found.index, up=link.up, mtu=link.mtu, mac=mac, alias=link.alias),
         )
 
-    def _remove_link(self, step: actions.KernelAction) -> actions.Outcome:
-        assert isinstance(step.thing, model.Link)
-        if step.thing.kind != "veth":
-            return _outcome(step, Refusal("EPERM", f"{step.thing.name} is not ours to remove"))
-        found = self._find(self._host, step.thing.name)
-        if found is None or not _same(step.thing, found):
-            return _outcome(step, None)
-        refused = self._one(self._host, rtnetlink.remove_link(found.index))
-        return _outcome(step, None if refused and refused.code in _GONE else refused)
+    def _remove_links(self, steps: list[actions.KernelAction]) -> list[actions.Outcome]:
+        """Put those that are there into one group and remove the group: one grace period for all."""
+        indexes: dict[int, int] = {}
+        refusals: dict[int, Refusal | None] = {}
+        for nth, step in enumerate(steps):
+            assert isinstance(step.thing, model.Link)
+            if step.thing.kind != "veth":
+                refusals[nth] = Refusal("EPERM", f"{step.thing.name} is not ours to remove")
+                continue
+            found = self._find(self._host, step.thing.name)
+            if found is not None and _same(step.thing, found):
+                indexes[nth] = found.index
+        if len(indexes) <= 1:
+            for nth, index in indexes.items():
+                refusals[nth] = self._one(self._host, rtnetlink.remove_link(index))
+        else:
+            refusals |= self._remove_group(indexes)
+        return [
+            _outcome(step, None if (no := refusals.get(nth)) and no.code in _GONE else no)
+            for nth, step in enumerate(steps)
+        ]
+
+    def _remove_group(self, indexes: dict[int, int]) -> dict[int, Refusal | None]:
+        moved = self._host.ask([rtnetlink.regroup_link(index) for index in indexes.values()])
+        refusals = {nth: answer.refusal for nth, answer in zip(indexes, moved, strict=True)}
+        refused = self._one(self._host, rtnetlink.remove_group())
+        if refused is not None and refused.code not in _GONE:
+            refusals = {nth: no or refused for nth, no in refusals.items()}
+        return refusals
 
     # ------------------------------------------------------------------ everything else
 

@@ -45,6 +45,8 @@ _ADDRESS_FLAGS = {4: 0x200, 6: 0x200 | 0x02}  # IFA_F_NOPREFIXROUTE, IFA_F_NODAD
 # Attributes: IFLA_, IFA_, RTA_, FRA_, NDA_
 _L_ADDRESS, _L_NAME, _L_MTU, _L_LINK, _L_TXQLEN, _L_INFO, _L_ALIAS = 1, 3, 4, 5, 13, 18, 20
 _L_NETNS_FD, _L_EXT_MASK, _L_TX_QUEUES, _L_RX_QUEUES, _L_LINK_NETNSID = 28, 29, 31, 32, 37
+_L_GROUP = 27
+_DOOMED = 0x76706C67  # 'vplg': a link group nobody else would number so
 _I_KIND, _I_DATA, _V_PEER = 1, 2, 1
 _A_ADDRESS, _A_LOCAL, _A_FLAGS = 1, 2, 8
 _R_DST, _R_OIF, _R_GATEWAY, _R_METRIC, _R_TABLE, _R_VIA = 1, 4, 5, 6, 15, 18
@@ -116,6 +118,18 @@ def set_link(index: int, *, up: bool, mtu: int = 0, mac: str = "", alias: str = 
 def remove_link(index: int) -> Message:
     """Remove a link; a veth takes its peer along."""
     return Message(DELLINK, netlink.ACK, _LINK.pack(0, 0, index, 0, 0))
+
+
+def regroup_link(index: int) -> Message:
+    """Put a link into the group of those about to be removed."""
+    return Message(
+        NEWLINK, netlink.ACK, _LINK.pack(0, 0, index, 0, 0) + netlink.u32(_L_GROUP, _DOOMED)
+    )
+
+
+def remove_group() -> Message:
+    """Remove all links that `regroup_link` has marked, in one grace period of the kernel's."""
+    return Message(DELLINK, netlink.ACK, _LINK.pack(0, 0, 0, 0, 0) + netlink.u32(_L_GROUP, _DOOMED))
 
 
 def find_link(name: str) -> Message:

@@ -61,7 +61,7 @@ class Pod:
 
     def pings(self, address: str) -> bool:
         try:
-            self.netns.command("ping", "-c1", "-W1", address)
+            self.netns.command("ping", "-c1", "-i0.2", "-w2", address)
         except RuntimeError:
             return False
         return True
@@ -157,8 +157,16 @@ class Door:
         conf = {"cniVersion": "1.0.0", "name": "aws-cni", "type": "aws-cni", **config}
         self.raw(self.environment(verb, pod) | (env or {}), json.dumps(conf).encode(), pod)
 
+    def together(self, verb: str, pods: list[Pod]) -> None:
+        """Calls that were ready at the same time: one batch."""
+        conf = json.dumps({"cniVersion": "1.0.0", "name": "aws-cni"}).encode()
+        self.verbs.handle([self._made(self.environment(verb, pod), conf, pod) for pod in pods])
+
     def raw(self, env: dict[str, str], stdin: bytes, pod: Pod | None) -> None:
         """One request as it stands; a pod's descriptors come with it as the launcher sends them."""
+        self.verbs.handle([self._made(env, stdin, pod)])
+
+    def _made(self, env: dict[str, str], stdin: bytes, pod: Pod | None) -> Call:
         fds: list[int] = []
         flags = 0
         if pod is not None and pod.netns.fd >= 0 and env.get("CNI_NETNS"):
@@ -175,7 +183,7 @@ class Door:
             fds.clear()
             self.replies.append(Answer(wire.decode_reply(frame[4:])))
 
-        self.verbs.handle([Call(request, list(fds), lambda: False, end)])
+        return Call(request, list(fds), lambda: False, end)
 
     def environment(self, verb: str, pod: Pod | None) -> dict[str, str]:
         env = {"CNI_COMMAND": verb, "CNI_PATH": "/opt/cni/bin"}

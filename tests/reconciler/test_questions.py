@@ -64,6 +64,8 @@ def test_check_names_what_is_wrong_on_the_host(door: Door, command: str, named: 
     [
         ("ip address del {ip}/32 dev eth0", "address {ip}/32 on eth0 is missing"),
         ("ip route del default", "route 0.0.0.0/0 via 169.254.1.1 dev eth0 in the pod is missing"),
+        ("ip link set eth0 mtu 1400", "link eth0: MTU is 1400, not 9001"),
+        ("ip link set eth0 down", "link eth0: state is down, not up"),
         ("ip neigh del 169.254.1.1 dev eth0", "neighbour 169.254.1.1 on eth0 is missing"),
         (
             "ip neigh replace 169.254.1.1 dev eth0 lladdr 02:00:00:00:00:01 nud permanent",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +297,22 @@ def test_a_pod_that_was_replaced_takes_the_links_name(door: Door) -> None:
     assert door.call("CHECK", new, prevResult=new.result).status == 0
     assert door.call("DEL", new).status == 0
     assert not [rule for rule in door.picture()[2] if rule["priority"] in {512, 1536}]
+
+
+def test_deletions_that_come_together_are_carried_out_together(door: Door) -> None:
+    """Known, unknown, named twice and broken: each has its answer and its row, nothing is left."""
+    before = door.picture()
+    pods = [door.added() for _ in range(3)]
+    stranger = door.pod()
+    done = len(door.replies)
+
+    door.together("DEL", [*pods, pods[0], stranger])
+
+    assert [answer.status for answer in door.replies[done:]] == [0] * 5
+    assert door.picture() == before
+    deletions = [row[2] for row in requests(door) if row[0] == "DEL"]
+    assert Counter(deletions) == {"deleted": 4, "unknown_container": 1}
+    assert door.rows("SELECT reason FROM v_leases") == [{"reason": "deleted"}] * 3
 
 
 def test_every_call_leaves_one_row(door: Door) -> None:
