@@ -32,6 +32,8 @@ REASONS: dict[str, str] = {
     "bad_request": "The request broke the CNI specification; the text says where.",
     "unknown_container": "No open lease for this container and interface.",
     "drift": "The kernel differs from what the ledger says; the text names what is missing.",
+    "ledger_lost": "The ledger is new, but pods of a lost one live here: put a copy of it back and start"
+    " again, or drain the node and reboot it. Nothing is removed or given out meanwhile.",
     "kernel_unreadable": "The kernel's tables could not be read; they are read again at the next look.",
     "lane_failed": "A background lane failed and is tried again after a pause; the text is its error.",
     "conflist_unwritable": "The conflist could not be put in place: check the folder's permissions.",

@@ -69,12 +69,30 @@ class Loop:
             return plan.notes
         with self.ledger.write() as tx:
             writes.close_finding(tx, "kernel_unreadable", "", self.clock())
+        if self._is_lost(observed):
+            return plan.notes
         self._withdraw_enis(desired, observed)
         if plan.kernel:
             self.engine(lambda: self._mend(observed))
         else:
             self._publish_enis(desired, observed)
         return plan.notes
+
+    def _is_lost(self, observed: model.ObservedKernel) -> bool:
+        """Do pods live here that this ledger never knew? Then it is new in another's place.
+
+        What it would plan is their removal, and their addresses look free to it: it does neither
+        until somebody who knows has decided.
+        """
+        strangers = [link.name for link in observed.links if wiring.ours(link)]
+        with self.ledger.write() as tx:
+            lost = bool(strangers) and not reads.ever_leased(tx)
+            if lost:
+                text = f"{len(strangers)} links of pods, such as {strangers[0]}"
+                writes.open_finding(tx, "ledger_lost", "", text, self.clock())
+            else:
+                writes.close_finding(tx, "ledger_lost", "", self.clock())
+        return lost
 
     def _mend(self, observed: model.ObservedKernel) -> None:
         """Runs on the engine thread, on the ledger as it is now: no ADD or DEL can come between.

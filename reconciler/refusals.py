@@ -36,6 +36,8 @@ ASSIGN_MS, ATTACH_MS = 1_000, 6_000
 
 def no_address(tx: database.Read, settings: knobs.Settings, now: int) -> NoAddress:
     """The reason that no address is free, with what is waited for and an estimate where there is one."""
+    if ("ledger_lost", "") in reads.open_findings(tx):
+        return NoAddress(errors.TryLater("ledger_lost"), may_come=False)
     desired = reads.desired(tx, now)
     if desired.node is None:
         return NoAddress(errors.TryLater("starting"), may_come=True)

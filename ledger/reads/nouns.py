@@ -95,6 +95,7 @@ _CALLS = Statement(
     .where(schema.api_calls.c.at >= bindparam("since"))
     .order_by(schema.api_calls.c.at)
 )
+_ANY_LEASE = Statement(select(func.max(_leases.c.id)))
 _FINDINGS = Statement(
     select(schema.findings.c.code, schema.findings.c.subject).where(
         schema.findings.c.closed_at.is_(None)
@@ -214,6 +215,12 @@ def next_cooled_at(tx: Read, now: int) -> int | None:
 def unknown_intents(tx: Read) -> tuple[model.Intent, ...]:
     """Calls of which the outcome is not known: the reply was lost, or the daemon died before it."""
     return tuple(map(rows.intent, tx.all(_UNKNOWN)))
+
+
+def ever_leased(tx: Read) -> bool:
+    """Has this ledger ever known a lease (that is not forgotten yet)?"""
+    row = tx.one(_ANY_LEASE)
+    return row is not None and row[0] is not None
 
 
 def open_findings(tx: Read) -> set[tuple[str, str]]:

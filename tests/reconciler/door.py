@@ -90,18 +90,14 @@ class Answer:
 class Door:
     """The daemon's inside, on a node with two interfaces and the addresses given for each."""
 
-    def __init__(self, folder: Path, addresses: tuple[int, int] = (2, 2), **environ: str) -> None:
-        self.node = spaces.Netns()
-        lines = []
-        for eni in ENIS:
-            lines += [
-                f"link add eth{eni.device} address {eni.mac} type veth peer name far{eni.device}",
-                f"link set far{eni.device} up",
-                f"link set eth{eni.device} up",
-            ]
-        lines.append("address add 10.0.0.4/24 dev eth0")
-        self.node.command("ip", "-batch", "-", stdin="\n".join(lines))
-        self.node.sysctl("ipv4/ip_forward", 1)
+    def __init__(
+        self,
+        folder: Path,
+        addresses: tuple[int, int] = (2, 2),
+        node: spaces.Netns | None = None,
+        **environ: str,
+    ) -> None:
+        self.node = node or self._machine()
         self.now = 1_800_000_000_000
         self.settings, _ = knobs.load({"VPCLEDGER_ADD_WAIT": "0", **environ})
         path = folder / "ledger.db"
@@ -122,6 +118,22 @@ class Door:
         self.replies: list[Answer] = []
         self.adopt(addresses)
         self.loop.tick_kernel()
+
+    @staticmethod
+    def _machine() -> spaces.Netns:
+        """A node's namespace with its interfaces, as EC2 and DHCP leave it."""
+        node = spaces.Netns()
+        lines = []
+        for eni in ENIS:
+            lines += [
+                f"link add eth{eni.device} address {eni.mac} type veth peer name far{eni.device}",
+                f"link set far{eni.device} up",
+                f"link set eth{eni.device} up",
+            ]
+        lines.append("address add 10.0.0.4/24 dev eth0")
+        node.command("ip", "-batch", "-", stdin="\n".join(lines))
+        node.sysctl("ipv4/ip_forward", 1)
+        return node
 
     def clock(self) -> int:
         """A clock that stands until a test moves it."""

@@ -166,3 +166,26 @@ def test_an_unreadable_deletion_is_set_aside_and_a_finding(door: Door, tmp_path:
     assert found == [{"code": "spool_unreadable", "subject": "1-1-1.del"}]
     assert not list(spool.glob("*.del"))
     assert list((spool / "bad").iterdir())
+
+
+def test_a_new_ledger_in_a_lost_ones_place_harms_no_pod(tmp_path: Path) -> None:
+    """The file is gone, the pods live: nothing of theirs is removed, nor their addresses given out."""
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "new").mkdir()
+    lost = Door(tmp_path / "lost", addresses=(0, 2))
+    pod = lost.added()
+    lost.ledger.close()
+    new = Door(tmp_path / "new", addresses=(0, 2), node=lost.node)
+    try:
+        new.loop.tick_kernel()
+
+        answer = new.call("ADD", new.pod())
+
+        assert (answer.code, answer.reason) == (11, "ledger_lost")
+        assert pod.pings("10.0.0.4")
+        found = new.rows("SELECT code FROM v_findings WHERE closed IS NULL")
+        assert found == [{"code": "ledger_lost"}]
+    finally:
+        new.close()
+        lost.kernel.close()
+        pod.close()
