@@ -1,4 +1,4 @@
-"""ADD, DEL, CHECK, GC and STATUS as transactions plus a one-pod plan.
+"""ADD and DEL as transactions plus a one-pod plan, and the way to the other verbs.
 
 Everything here runs on the server's engine thread, one call after the other, so no two calls race for
 an address; the schema's unique indexes would refuse them if they did. Each call leaves a row in
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from cni import result, spec, wire
 from ledger import database, model, reads, writes
 from reconciler import call as calls
-from reconciler import errors, jobs, refusals
+from reconciler import errors, jobs, questions, refusals
 from reconciler import loop as loops
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
@@ -40,6 +40,13 @@ class Verbs:
     own_netns: int
     """A descriptor of the node's own network namespace, into which no pod is put."""
     waiting: dict[int, jobs.Job] = field(default_factory=dict)
+    questions: questions.Questions = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The verbs that change nothing of a pod's stand in a file of their own."""
+        self.questions = questions.Questions(
+            self.ledger, self.loop, self.settings, self.clock, self.ring_cloud
+        )
 
     def handle(self, batch: list[calls.Call]) -> None:
         """Serve whatever is ready, in order of arrival; deletions that follow each other together."""
@@ -62,9 +69,9 @@ class Verbs:
     def _verb(self, name: str) -> Callable[[jobs.Job], None]:
         return {
             "ADD": self.add,
-            "CHECK": self.check,
-            "GC": self.collect,
-            "STATUS": self.status,
+            "CHECK": self.questions.check,
+            "GC": self.questions.collect,
+            "STATUS": self.questions.status,
         }[name]
 
     def _guarded(self, job: jobs.Job, verb: Callable[[jobs.Job], None]) -> None:
@@ -111,7 +118,7 @@ class Verbs:
             if lease.address is not None:
                 for namesake in reads.namesakes(tx, lease.host_ifname, lease.id):
                     unplugged += self._unplug(tx, namesake, now)
-                wired = self._wiring(tx, lease)
+                wired = questions.wiring_of(tx, lease, self.settings)
                 writes.plan_installed(tx, "lease", str(lease.id), wired.host, now)
         if wired is None:
             self._wait(job)
@@ -247,77 +254,7 @@ class Verbs:
         for job in asking:
             jobs.record(tx, job, self.clock(), reason=_why_deleted(lease))
 
-    # ------------------------------------------------------------------ CHECK, GC, STATUS
-
-    def check(self, job: jobs.Job) -> None:
-        """The one-pod diff is empty, or an error names what is missing (section CHECK)."""
-        asked = job.asked
-        with self.ledger.read() as tx:
-            lease = reads.open_lease(tx, asked.container_id, asked.ifname)
-            job.lease = lease
-            if lease is None or lease.address is None or lease.state not in {"active", "in_doubt"}:
-                raise errors.Gone("unknown_container", f"{asked.container_id} {asked.ifname}")
-            wired = self._wiring(tx, lease)
-        if job.pod is None:
-            raise errors.BadNamespace("netns_missing", f"CNI_NETNS={asked.netns}")
-        missing = wiring.compare(wired.host, self.loop.kernel.observe())
-        inside = (wired.end, *wired.pod)
-        missing += wiring.compare(inside, self.loop.kernel.observe_pod(job.pod))
-        told = [ip.get("address") for ip in (asked.config.prev_result or {}).get("ips", [])]
-        if f"{lease.address}/32" not in told:
-            missing += (f"prevResult has {told}, the ledger {lease.address}/32",)
-        if missing:
-            raise errors.TryLater("drift", "; ".join(missing))
-        jobs.succeed(self.ledger, job, self.clock())
-
-    def collect(self, job: jobs.Job) -> None:
-        """End leases the runtime's list leaves out, where the kernel agrees that the sandbox is gone.
-
-        Two sources (decision 2): the list, and the host veth, which dies with the pod's namespace. If
-        the veth lives the lease stays and a finding says that the two disagree.
-        """
-        listed = job.asked.attachments or frozenset()
-        with self.ledger.read() as tx:
-            desired = reads.desired(tx, self.clock())
-        unlisted = [
-            lease
-            for lease in desired.leases
-            if lease.state in {"active", "in_doubt"}
-            and lease.network == job.asked.config.name
-            and (lease.container_id, lease.ifname) not in listed
-        ]
-        observed = self.loop.kernel.observe() if unlisted else model.Unknown("nothing to ask", 0)
-        for lease in unlisted:
-            if isinstance(observed, model.Unknown) or _veth_lives(lease, observed):
-                text = f"GC leaves out {lease.container_id}, but {lease.host_ifname} is alive"
-                with self.ledger.write() as tx:
-                    writes.open_finding(tx, "gc_disagrees", lease.container_id, text, self.clock())
-            else:
-                self.loop.end_lease(lease, "gc")
-        jobs.succeed(self.ledger, job, self.clock())
-        if unlisted:
-            self.ring_cloud(False)
-
-    def status(self, job: jobs.Job) -> None:
-        """Can one more pod be served now? Error 50 with the reason if not (section STATUS)."""
-        with self.ledger.read() as tx:
-            counts = reads.free_count(tx, self.clock())
-            if counts.free > 0:
-                why = None
-            else:
-                why = refusals.no_address(tx, self.settings, self.clock())
-        if why is not None:
-            self.ring_cloud(False)
-            raise refusals.NotReady(why.error.reason, why.error.detail)
-        jobs.succeed(self.ledger, job, self.clock())
-
     # ------------------------------------------------------------------ particulars
-
-    def _wiring(self, tx: database.Read, lease: model.Lease) -> wiring.PodWiring:
-        assert lease.eni_id is not None
-        eni = reads.eni(tx, lease.eni_id)
-        assert eni is not None, "a lease's interface has a row (foreign key)"
-        return wiring.pod(lease, eni, self.settings)
 
     def _host_ifname(self, asked: spec.Invocation) -> str:
         """Upstream's name; a sandbox that is no Kubernetes pod is named after its container."""
@@ -353,12 +290,4 @@ def pod_result(lease: model.Lease, wired: wiring.PodWiring) -> result.Result:
             result.Interface(lease.ifname, link.peer_mac, lease.netns, link.mtu),
         ),
         ips=(result.Ip(f"{lease.address}/32", 1),),
-    )
-
-
-def _veth_lives(lease: model.Lease, observed: model.ObservedKernel) -> bool:
-    """The link of that name is there and is this lease's (a namesake's successor is another's)."""
-    return any(
-        link.name == lease.host_ifname and link.alias in {"", wiring.alias(lease.id)}
-        for link in observed.links
     )
