@@ -80,7 +80,9 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One address a pod can hold. `cooling_until` bars it from reuse; `leased` is a join, never a column."""
+    """One address a pod can hold. `cooling_until` bars it from reuse, and so does `absent_since`: EC2's
+    picture misses it. `leased` is a join, never a column.
+    """
 
     address: str
     eni_id: str
@@ -89,6 +91,7 @@ class Address:
     state: AddressState = "assigned"
     rested_since: int = 0
     cooling_until: int = 0
+    absent_since: int | None = None
     leased: bool = False
 
 

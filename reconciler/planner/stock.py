@@ -42,8 +42,10 @@ class Holding:
     """A mutation of it is under way, or a lease or a doubtful address is on it."""
 
     def ready(self, now: int) -> tuple[model.Address, ...]:
-        """Free addresses that are not cooling."""
-        free = (a for a in self.addresses if a.address not in self.leased)
+        """Free addresses that are not cooling, and that EC2 shows if it was asked."""
+        free = (
+            a for a in self.addresses if a.address not in self.leased and a.absent_since is None
+        )
         return tuple(a for a in free if a.cooling_until <= now)
 
     def rested(self, now: int) -> tuple[model.Address, ...]:

@@ -195,6 +195,16 @@ def test_addresses_only_ec2_knows_take_room() -> None:
     assert [type(a) for a in verbs(steps(rows, look=look))] == [actions.CreateEni]
 
 
+def test_an_address_that_ec2_does_not_show_serves_nobody_and_is_replaced() -> None:
+    """It counts as held and not as ready: the waiting pod's address is asked for."""
+    missed = [dataclasses.replace(each, absent_since=1) for each in addresses(0, 2)]
+    rows = desired([eni(0)], missed, leases=waiting(1))
+
+    first = verbs(steps(rows))[0]
+
+    assert first == actions.AssignAddresses("eni-0", 1)
+
+
 def test_foreign_interfaces_and_other_cards_are_never_touched() -> None:
     """Unmanaged ones, trunks and EFAs take a place and get no call; another card's take none."""
     foreign = [
