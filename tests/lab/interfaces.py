@@ -128,9 +128,9 @@ def _first_addresses(cloud: Cloud, eni: Item, params: Item) -> Item:
     primary, wish = _ipv4_wish(params)
     wish6 = draws.Wish(
         6,
-        tuple(each["Ipv6Address"] for each in params.get("Ipv6Addresses") or ()),
+        _named(params.get("Ipv6Addresses"), "Ipv6Address"),
         params.get("Ipv6AddressCount", 0),
-        tuple(each["Ipv6Prefix"] for each in params.get("Ipv6Prefixes") or ()),
+        _named(params.get("Ipv6Prefixes"), "Ipv6Prefix"),
         params.get("Ipv6PrefixCount", 0),
     )
     wish6.check()
@@ -161,20 +161,27 @@ def _first_addresses(cloud: Cloud, eni: Item, params: Item) -> Item:
     }
 
 
+def _named(rows: list[Item] | None, member: str) -> tuple[str, ...]:
+    """The member every row of a list must have, though the model lets it be absent."""
+    if any(member not in row for row in rows or ()):
+        raise errors.missing(member)
+    return tuple(row[member] for row in rows or ())
+
+
 def _ipv4_wish(params: Item) -> tuple[str | None, draws.Wish]:
     """The primary address, if named, and the whole IPv4 wish including it."""
     rows = params.get("PrivateIpAddresses") or []
-    marked = [each["PrivateIpAddress"] for each in rows if each.get("Primary")]
+    marked = list(_named([each for each in rows if each.get("Primary")], "PrivateIpAddress"))
     primary: str | None = params.get("PrivateIpAddress")
     if len(marked) > 1 or (primary and marked and marked != [primary]):
         raise errors.combination("Only one primary private IP address can be specified")
     primary = primary or (marked[0] if marked else None)
-    others = tuple(each["PrivateIpAddress"] for each in rows if not each.get("Primary"))
+    others = _named([each for each in rows if not each.get("Primary")], "PrivateIpAddress")
     wish = draws.Wish(
         4,
         others,
         params.get("SecondaryPrivateIpAddressCount", 0),
-        tuple(each["Ipv4Prefix"] for each in params.get("Ipv4Prefixes") or ()),
+        _named(params.get("Ipv4Prefixes"), "Ipv4Prefix"),
         params.get("Ipv4PrefixCount", 0),
     )
     wish.check()

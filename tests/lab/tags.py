@@ -89,6 +89,8 @@ def create_tags(cloud: Cloud, params: Item) -> Item:
 
 def delete_tags(cloud: Cloud, params: Item) -> Item:
     """DeleteTags: by key, or key and value; without tags, all of them; absent ones are no error."""
+    if any("Key" not in wish for wish in params.get("Tags") or ()):
+        raise errors.missing("Tag.Key")
     for resource in params["Resources"]:
         kind, member = _place(cloud, resource)
         present = (cloud.get(kind, resource) or {})[member]

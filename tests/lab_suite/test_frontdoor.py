@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import collections
+import random
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
+from botocore.serialize import create_serializer
 
 from tests.lab import accounting, wire, world
 from tests.lab.clock import VirtualClock
-from tests.lab.cloud import Cloud
+from tests.lab.cloud import OPERATIONS, Cloud
 from tests.lab.frontdoor import FrontDoor
 from tests.lab.inproc import InProcess, client
+from tests.lab_suite.shapes import MODEL, draw
 
 
 @pytest.fixture
@@ -214,6 +219,31 @@ def test_a_wrong_result_is_a_bug_and_no_reply() -> None:
     ec2 = client(FrontDoor(Inventive(VirtualClock())))
     with pytest.raises(wire.SchemaError, match="Weather"):
         ec2.describe_vpcs()
+
+
+def test_no_request_makes_the_lab_fail(lab: InProcess, built: world.World) -> None:
+    """Ten thousand random calls, half sensible at best: each is answered, or refused by a code."""
+    lab.front.buckets.scale = None
+    serializer = create_serializer("ec2")
+    sensible = (*built.subnets, *built.instances, *built.security_groups, built.vpc)
+    odd = ("", "-1", "2", "true", "10.0.0.0/28", "10.0.0.9", "eni-0123456789abcdef0", "9" * 18)
+    signed = "AWS4-HMAC-SHA256 Credential=key/20260101/r/ec2/aws4_request"
+    outcomes: collections.Counter[int] = collections.Counter()
+    for trial in range(10_000):
+        rng = random.Random(trial)
+        operation = MODEL.operation_model(rng.choice(sorted(OPERATIONS)))
+        drawn = draw(operation.input_shape, rng)
+        body = serializer.serialize_to_request(drawn, operation)["body"]
+        for name in [name for name in body if name not in ("Action", "Version")]:
+            if name == "DryRun" or rng.random() < 0.2:
+                del body[name]
+            elif rng.random() < 0.7:
+                body[name] = rng.choice(sensible + odd)
+        reply = lab.front.answer(urlencode(body), signed)
+        assert reply is not None
+        outcomes[reply.status] += 1
+    assert outcomes.keys() == {200, 400}
+    assert outcomes[200] > 50
 
 
 def test_the_same_seed_gives_the_same_story() -> None:
