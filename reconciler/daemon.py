@@ -18,7 +18,7 @@ from pathlib import Path
 from apscheduler.schedulers import background
 
 from ledger import database, migrate, reads, writes
-from reconciler import cloud, lanes, logs, loop, privileges, recovery, server, verbs
+from reconciler import cloud, cloud_loop, lanes, logs, loop, privileges, recovery, server, verbs
 from reconciler import settings as knobs
 from reconciler.planner import actions
 from reconciler.providers import host, kernel
@@ -99,7 +99,8 @@ class Daemon:
         self.boot_id = host.boot_id(settings.boot_id_path)
         self.kernel = kernel.Kernel()
         self.cloud = cloud.Cloud(settings)
-        self.loop = loop.Loop(book, self.kernel, self.cloud, settings, clock)
+        self.loop = loop.Loop(book, self.kernel, settings, clock)
+        self.cloud_loop = cloud_loop.CloudLoop(book, self.cloud, settings, clock)
         self.cloud_lane = self._lane("cloud", self._tick_cloud)
         self.kernel_lane = self._lane("kernel", self._tick_kernel)
         self.tidy_lane = self._lane("tidy", self._tick_tidy)
@@ -116,7 +117,8 @@ class Daemon:
         )
         self.server = server.Server(Path(settings.socket_path), self.verbs.handle)
         self.loop.engine = self.server.run
-        self.loop.capacity_changed = self._capacity_changed
+        self.loop.capacity_changed = self.cloud_loop.capacity_changed = self._capacity_changed
+        self.loop.eni_lost = self._eni_lost
         self._publishing = threading.Lock()
         self._published = False
         self._said: dict[str, Sequence[actions.Note]] = {}
@@ -172,13 +174,13 @@ class Daemon:
     # ------------------------------------------------------------------ ticks
 
     def _tick_kernel(self) -> int | None:
-        self._say("kernel", self.loop.tick_kernel())
+        self._say("kernel", self.loop.tick())
         return None
 
     def _tick_cloud(self) -> int | None:
-        self._say("cloud", self.loop.tick_cloud())
+        self._say("cloud", self.cloud_loop.tick())
         self._publish()
-        return self.loop.next_cloud_at()
+        return self.cloud_loop.next_at()
 
     def _tick_tidy(self) -> int | None:
         self.server.run(self._take_spool_in)
@@ -194,6 +196,10 @@ class Daemon:
     def _tick_waits(self) -> int | None:
         self.server.run(self.verbs.retry_waiting)
         return None
+
+    def _eni_lost(self) -> None:
+        self.cloud_loop.look_again()
+        self.cloud_lane.ring()
 
     def _ring_cloud(self, urgent: bool) -> None:
         """A pod that waits has the pool looked at now; one that came or went, together with others."""

@@ -34,7 +34,7 @@ def first_minute(
             _unwire_enis(tx, clock())
     _finish_interrupted(ledger, loop, boot_id, clock)
     take_spool_in(ledger, loop, spool_dir, clock)
-    loop.tick_kernel()
+    loop.tick()
 
 
 def _unwire_enis(tx: database.Write, now: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cni import wire
 from ledger import database, migrate, model, reads, writes
-from reconciler import cloud, loop, verbs
+from reconciler import loop, verbs
 from reconciler import settings as knobs
 from reconciler.call import Call
 from reconciler.providers import kernel
@@ -104,9 +104,7 @@ class Door:
         migrate.bring_to_head(path)
         self.ledger = database.Ledger.open(path)
         self.kernel: kernel.Kernel = self.node.run(kernel.Kernel)
-        self.loop = loop.Loop(
-            self.ledger, self.kernel, cloud.Cloud(self.settings), self.settings, self.clock
-        )
+        self.loop = loop.Loop(self.ledger, self.kernel, self.settings, self.clock)
         self.rings: list[bool] = []
         self.wakes: list[int] = []
         self.own = os.dup(self.node.fd)
@@ -117,7 +115,7 @@ class Door:
         self.pods: list[Pod] = []
         self.replies: list[Answer] = []
         self.adopt(addresses)
-        self.loop.tick_kernel()
+        self.loop.tick()
 
     @staticmethod
     def _machine() -> spaces.Netns:

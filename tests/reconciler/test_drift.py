@@ -44,12 +44,12 @@ def test_vandalism_is_mended_in_one_tick(door: Door, act: str) -> None:
     before = door.picture()
     door.node.command(*act.format(ip=pod.address, link=lease.host_ifname).split())
 
-    door.loop.tick_kernel()
+    door.loop.tick()
 
     assert sorted(map(str, door.picture()[2])) == sorted(map(str, before[2]))
     assert door.call("CHECK", pod, prevResult=pod.result).status == 0
     assert pod.pings("10.0.0.4")
-    assert door.loop.tick_kernel() == ()
+    assert door.loop.tick() == ()
     mended = door.rows("SELECT count(*) AS n FROM v_journal WHERE kind = 'kernel.mended'")
     assert mended[0]["n"] >= 1
 
@@ -59,7 +59,7 @@ def test_nothing_is_written_when_nothing_differs(door: Door) -> None:
     before = door.rows("SELECT max(id) AS last FROM v_journal")
 
     for _ in range(3):
-        door.loop.tick_kernel()
+        door.loop.tick()
 
     assert door.rows("SELECT max(id) AS last FROM v_journal") == before
 
@@ -73,10 +73,10 @@ def test_foreign_objects_stay_as_they_are(door: Door) -> None:
     before = door.picture()
     pod = door.added()
     door.node.command("ip", "rule", "del", "from", pod.address, "lookup", "2")
-    door.loop.tick_kernel()
+    door.loop.tick()
 
     door.call("DEL", pod)
-    door.loop.tick_kernel()
+    door.loop.tick()
 
     assert door.picture() == before
 
@@ -103,7 +103,7 @@ def test_a_link_that_went_with_its_sandbox_is_not_made_again(door: Door) -> None
     pod.netns.close()
     door.call("STATUS", cniVersion="1.1.0")
 
-    door.loop.tick_kernel()
+    door.loop.tick()
 
     assert door.lease(pod) is not None
     assert door.call("DEL", pod).status == 0

@@ -177,7 +177,7 @@ def test_a_new_ledger_in_a_lost_ones_place_harms_no_pod(tmp_path: Path) -> None:
     lost.ledger.close()
     new = Door(tmp_path / "new", addresses=(0, 2), node=lost.node)
     try:
-        new.loop.tick_kernel()
+        new.loop.tick()
 
         answer = new.call("ADD", new.pod())
 

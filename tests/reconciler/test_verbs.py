@@ -108,7 +108,7 @@ def test_an_interface_that_is_not_wired_gets_no_pod(tmp_path: Path) -> None:
     door = Door(tmp_path, addresses=(0, 2))
     try:
         door.node.command("ip", "link", "del", "eth1")
-        door.loop.tick_kernel()
+        door.loop.tick()
 
         answer = door.call("ADD", door.pod())
 
