@@ -18,7 +18,7 @@ from tests.lab.whole import Lab
 
 pytestmark = pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing()))
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
