@@ -57,12 +57,13 @@ class Place:
         return seen
 
     def picture(self) -> list[Any]:
-        """All of the node's namespace as `ip` shows it.
+        """The node's namespace as `ip` shows it.
 
-        Without what follows a change of state later by itself (RFC 2863: operational state, carrier).
+        Without what follows a change of state later by itself: operational state and carrier (RFC 2863),
+        and the link-local address a link makes itself once it has a carrier (RFC 4862).
         """
-        shown = [self.node.command("ip", "-j", what) for what in ("link", "address", "rule")]
-        shown.append(self.node.command("ip", "-j", "route", "show", "table", "all"))
+        shown = [self.node.command("ip", "-4", "-j", what) for what in ("link", "address", "rule")]
+        shown.append(self.node.command("ip", "-4", "-j", "route", "show", "table", "all"))
         rows = [json.loads(text) for text in shown]
         for row in (*rows[0], *rows[1], *rows[3]):
             row.pop("operstate", None)
@@ -70,12 +71,12 @@ class Place:
         return rows
 
     def ping(self) -> None:
-        """One answer within two seconds; the first packet may be lost.
+        """One answer within ten seconds; the first packets may be lost.
 
         The end that comes up first is activated only a moment after the other has given it a carrier,
-        by a work queue of the kernel's (linkwatch).
+        by a work queue of the kernel's (linkwatch) that waits its turn behind namespaces being torn down.
         """
-        self.node.command("ping", "-c1", "-i0.2", "-w2", "10.0.0.77")
+        self.node.command("ping", "-c1", "-i0.2", "-w10", "10.0.0.77")
 
     def close(self) -> None:
         self.kernel.close()

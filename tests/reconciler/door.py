@@ -60,8 +60,13 @@ class Pod:
         return str(self.result["ips"][0]["address"].partition("/")[0])
 
     def pings(self, address: str) -> bool:
+        """One answer within ten seconds.
+
+        A link is activated a moment after its peer has given it a carrier, by a work queue of the
+        kernel's that waits its turn behind namespaces being torn down.
+        """
         try:
-            self.netns.command("ping", "-c1", "-i0.2", "-w2", address)
+            self.netns.command("ping", "-c1", "-i0.2", "-w10", address)
         except RuntimeError:
             return False
         return True
@@ -232,10 +237,18 @@ class Door:
             return reads.query(tx, sql, 1000)
 
     def picture(self) -> list[Any]:
-        """The node's namespace as `ip` shows it, without what only counts."""
-        shown = [self.node.command("ip", "-j", what) for what in ("link", "address", "rule")]
-        shown.append(self.node.command("ip", "-j", "route", "show", "table", "all"))
-        return [json.loads(text) for text in shown]
+        """The node's namespace as `ip` shows it.
+
+        Without what follows a change of state later by itself: operational state and carrier (RFC 2863),
+        and the link-local address a link makes itself once it has a carrier (RFC 4862).
+        """
+        shown = [self.node.command("ip", "-4", "-j", what) for what in ("link", "address", "rule")]
+        shown.append(self.node.command("ip", "-4", "-j", "route", "show", "table", "all"))
+        rows = [json.loads(text) for text in shown]
+        for row in (*rows[0], *rows[1], *rows[3]):
+            row.pop("operstate", None)
+            row["flags"] = sorted(set(row["flags"]) - {"LOWER_UP", "NO-CARRIER", "linkdown"})
+        return rows
 
     def close(self) -> None:
         for pod in self.pods:
