@@ -25,6 +25,7 @@ import ipaddress
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,20 @@ class Fabric:
             raise KeyError(subnet)
         network = ipaddress.IPv4Network(found["CidrBlock"])
         return ipaddress.IPv4Interface((network[1], network.prefixlen))
+
+    def await_link(self, eni: str) -> None:
+        """Return once packets reach a guest that has raised this interface; TimeoutError after 5 s.
+
+        The kernel opens our end a moment after the guest's, by a job of its own (linkwatch). What
+        it gets before is lost, and a guest repeats a lost ARP request only after a second.
+        """
+        show = ("ip", "-brief", "link", "show", self._ports[eni].device)
+        deadline = time.monotonic() + 5
+        # The event for it may have passed before we could listen; to look costs 2 ms.
+        while self.netns.command(*show).split()[1] != "UP":
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{eni} has no link; raise it in its instance's namespace first")
+            time.sleep(0.001)
 
     def drops(self) -> dict[tuple[str, str], int]:
         """Packets dropped by the source check so far, by (interface id, source address)."""

@@ -87,6 +87,7 @@ class Node:
         self.address = primary["PrivateIpAddress"]
         lines = fabric.boot_lines("eth0", self.address, self.vpc.gateway(primary["SubnetId"]))
         self.netns.command("ip", "-batch", "-", stdin="\n".join(lines))
+        self.vpc.await_link(primary["NetworkInterfaceId"])
 
     def reboot(self) -> None:
         """Power off and on: processes, pods, links, rules and /run are gone; disks are not.

@@ -46,6 +46,7 @@ def up(node: Node, eni: dict[str, Any], *lines: str, table: int = 2) -> None:
         *lines,
     ]
     node.netns.command("ip", "-batch", "-", stdin="\n".join(batch))
+    node.vpc.await_link(eni["NetworkInterfaceId"])
 
 
 def device_of(node: Node, mac: str) -> str:
