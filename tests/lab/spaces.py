@@ -133,6 +133,8 @@ def pytest_cmdline_main(config: Any) -> None:
     """pytest hook: run the whole test session inside; outside, with the reason said, if forbidden."""
     if is_main() or config.option.collectonly or config.option.help:
         return
+    if hasattr(config, "workerinput"):
+        return  # a worker of pytest-xdist shares the session of the process that started it
     reason = forbidden()
     if reason:
         os.environ[_MISSING] = reason

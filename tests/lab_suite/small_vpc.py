@@ -6,6 +6,7 @@ What does not belong here: assertions.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,8 @@ class SmallVpc:
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[SmallVpc]:
-    """A small VPC under a folder of its own."""
-    vpc = SmallVpc(spaces.RUN / name)
+    """A small VPC under a folder of its own, also beside another worker's of the same name."""
+    vpc = SmallVpc(Path(tempfile.mkdtemp(prefix=f"{name}-", dir=spaces.RUN)))
     try:
         yield vpc
     finally:
