@@ -151,7 +151,7 @@ def _in_thread(fn: Callable[[], T]) -> T:
     thread.join()
     good, value = box[0]
     if good:
-        return value  # type: ignore[no-any-return]
+        return value  # type: ignore[no-any-return]  # the box holds what fn returned
     raise value
 
 

@@ -146,7 +146,7 @@ class World:
                 self.rows = {k: a for k, a in self.rows.items() if a.eni_id != action.eni_id}
 
     def _change(self, eni_id: str, **changes: object) -> None:
-        self.enis[eni_id] = dataclasses.replace(self.enis[eni_id], **changes)  # type: ignore[arg-type]
+        self.enis[eni_id] = dataclasses.replace(self.enis[eni_id], **changes)  # type: ignore[arg-type]  # fields by name
 
     def _assign(self, eni_id: str, count: int) -> None:
         for _ in range(count):

@@ -45,7 +45,7 @@ def eni(number: int, **changes: object) -> model.Eni:
         delete_on_termination=True,
         attached_at=START - 3_600_000,
     )
-    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]  # fields by name
 
 
 def addresses(number: int, count: int, leased: int = 0, **changes: object) -> list[model.Address]:
@@ -54,7 +54,7 @@ def addresses(number: int, count: int, leased: int = 0, **changes: object) -> li
         model.Address(f"10.0.{number}.{last}", f"eni-{number}", leased=last < leased)
         for last in range(count)
     ]
-    return [dataclasses.replace(each, **changes) for each in plain]  # type: ignore[arg-type]
+    return [dataclasses.replace(each, **changes) for each in plain]  # type: ignore[arg-type]  # fields by name
 
 
 def waiting(count: int, first: int = 1000) -> list[model.Lease]:

@@ -56,7 +56,7 @@ def test_an_interface_is_kept_if(rows: model.Desired) -> None:
 def on_second(**changes: object) -> model.Desired:
     rows = idle()
     first, *others = addresses(1, 2)
-    changed = dataclasses.replace(first, **changes)  # type: ignore[arg-type]
+    changed = dataclasses.replace(first, **changes)  # type: ignore[arg-type]  # fields by name
     return dataclasses.replace(rows, addresses=(*addresses(0, 2), changed, *others))
 
 

@@ -133,8 +133,8 @@ def picture(things: tuple[model.KernelObject, ...]) -> model.ObservedKernel:
         0,
         links,
         of(model.InterfaceAddress),  # type: ignore[arg-type] # filtered by class
-        of(model.Route),  # type: ignore[arg-type]
-        of(model.Rule),  # type: ignore[arg-type]
+        of(model.Route),  # type: ignore[arg-type]  # filtered by class
+        of(model.Rule),  # type: ignore[arg-type]  # filtered by class
     )
 
 
