@@ -3,63 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
 from tests.lab import spaces
-from tests.lab.kubelet import CniError, Kubelet
-from tests.lab.node import Node
+from tests.lab.kubelet import CniError
 from tests.lab.whole import Lab
+from tests.reconciler.live import calls, changes, findings, refused, rows, until
 
 pytestmark = pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing()))
-
-PATIENCE_S = 60.0
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(nodes=1, attach_delay=0.2, throttle=None) as whole:
-        yield whole
-
-
-def rows(node: Node, sql: str) -> list[dict[str, Any]]:
-    done = node.product("sql", "--json", sql)
-    assert done.returncode == 0, done.stderr
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    return found
-
-
-def until(seen: Callable[[], object], what: str) -> None:
-    """Another process's doing, of which nothing tells us: looked for until a deadline."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not seen():
-        assert time.monotonic() < deadline, f"not seen in {PATIENCE_S} s: {what}"
-        time.sleep(0.05)
-
-
-def findings(node: Node) -> set[str]:
-    return {row["code"] for row in rows(node, "SELECT code FROM v_findings WHERE closed IS NULL")}
-
-
-def changes(lab: Lab) -> Counter[str]:
-    """EC2 mutations that the node's daemon has made, by action."""
-    calls = lab.front.journal.rows(who=lab.nodes[0].instance)
-    return Counter(row.action for row in calls if not row.action.startswith("Describe"))
-
-
-def refused(kubelet: Kubelet, name: str) -> CniError:
-    """The first refusal of a pod that is not tried again."""
-    sandbox = kubelet.sandbox(name)
-    with pytest.raises(CniError) as told:
-        kubelet.add(sandbox)
-    kubelet.remove(sandbox)
-    return told.value
-
 
 # ------------------------------------------------------------------------------- growth
 
@@ -317,34 +271,3 @@ def test_what_is_too_much_is_given_back_and_never_a_pods(lab: Lab) -> None:
     held = {pod.address for pod in pods}
     for call in lab.front.journal.rows(action="UnassignPrivateIpAddresses"):
         assert not held & set(call.params.get("PrivateIpAddresses", ()))
-
-
-# ------------------------------------------------------------------------------- the door
-
-
-def test_the_socket_is_for_root_alone(lab: Lab) -> None:
-    if spaces.tier() == "single":
-        pytest.skip("this user has no subuids: there is no other uid to knock as")
-    lab.start()
-    path = str(lab.nodes[0].run / "vpcledger.sock")
-    import os
-
-    told, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setresuid(1000, 1000, 1000)
-            with socket.socket(socket.AF_UNIX) as knocking:
-                try:
-                    knocking.connect(path)
-                    knocking.sendall(b"\0" * 8)
-                    answer = knocking.recv(1)
-                except OSError as refused_:
-                    answer = type(refused_).__name__.encode()
-            os.write(tell, answer or b"closed")
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    os.close(tell)
-    assert os.read(told, 100) in {b"closed", b"PermissionError", b"ConnectionResetError"}
-    os.close(told)
