@@ -1,17 +1,19 @@
-"""The daemon as a process on the lab: growth, refusals, restarts, everything dead, and what it says."""
+"""The daemon as a process on the lab: how the pool grows and shrinks, and what EC2's refusals lead to."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.lab import spaces
 from tests.lab.kubelet import CniError
 from tests.lab.whole import Lab
-from tests.reconciler.live import calls, changes, findings, refused, rows, until
+from tests.reconciler import live
+from tests.reconciler.live import changes, findings, refused, rows, until
 
 pytestmark = pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing()))
 
@@ -42,6 +44,27 @@ def test_the_pool_grows_while_pods_wait_and_says_so(lab: Lab) -> None:
     )
     intents = Counter(row["state"] for row in rows(node, "SELECT state FROM v_intents"))
     assert set(intents) == {"done"}
+
+
+def test_one_pod_more_than_there_are_addresses_is_held_until_ec2_has_answered(lab: Lab) -> None:
+    """It has a row that says why it waits; one call later it is served, never having been refused."""
+    lab.start(WARM_IP_TARGET="1")
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    live.settle(node)
+    lab.front.journal.clear()
+    with lab.cloud.lock:
+        lab.front.faults.add(op="AssignPrivateIpAddresses", delay=1.0)
+
+    with ThreadPoolExecutor(2) as pool:
+        started = [pool.submit(kubelet.add, kubelet.sandbox(name)) for name in ("one", "two")]
+        waiting = "SELECT reason FROM v_pods WHERE state = 'waiting'"
+        until(lambda: rows(node, waiting) == [{"reason": "growing"}], "the pod that waits")
+        assert {len(each.result()["ips"]) for each in started} == {1}
+
+    assert rows(node, "SELECT DISTINCT code, reason FROM v_requests") == [{"code": 0, "reason": ""}]
+    live.settle(node)
+    assert set(changes(lab)) == {"AssignPrivateIpAddresses"}
+    assert changes(lab).total() <= 2, "one for the pod that waits, one for the warm target at most"
 
 
 def test_a_full_node_says_so_everywhere(lab: Lab) -> None:
@@ -132,121 +155,7 @@ def test_a_lost_reply_costs_time_and_nothing_else(lab: Lab, action: str) -> None
     assert lab.fabric.drops() == {}
 
 
-# ------------------------------------------------------------------------------- restarts
-
-
-def test_a_restart_writes_nothing_and_asks_ec2_once(lab: Lab) -> None:
-    lab.start()
-    node, kubelet = lab.nodes[0], lab.kubelets[0]
-    pods = kubelet.start_all(f"web-{n}" for n in range(12))
-    until(lambda: changes(lab)["CreateNetworkInterface"] == 2, "the warm interface")
-    until(
-        lambda: len(rows(node, "SELECT 1 FROM v_enis WHERE state = 'usable'")) == 3, "three usable"
-    )
-    picture = [node.netns.command("ip", what) for what in ("rule", "route")]
-    mended = "SELECT count(*) AS n FROM v_journal WHERE kind = 'kernel.mended'"
-    before = rows(node, mended)
-    assert node.stop_daemon() == 0
-    lab.front.journal.clear()
-
-    node.start_daemon()
-    for pod in pods:
-        kubelet.check(pod)
-    until(lab.front.journal.rows, "the look at EC2 after a start")
-
-    assert [node.netns.command("ip", what) for what in ("rule", "route")] == picture
-    assert rows(node, mended) == before
-    assert changes(lab) == {}
-
-
-def test_sigterm_ends_in_time_and_tells_who_waits(lab: Lab) -> None:
-    with lab.cloud.lock:
-        lab.front.faults.add(op="CreateNetworkInterface", delay=30.0)
-    lab.start(VPCLEDGER_ADD_WAIT="60")
-    node, kubelet = lab.nodes[0], lab.kubelets[0]
-    kubelet.start_all(f"web-{n}" for n in range(9))
-    waits = kubelet.sandbox("waits")
-    told: list[CniError] = []
-
-    def ask(_: object) -> None:
-        try:
-            kubelet.add(waits)
-        except CniError as error:
-            told.append(error)
-
-    def stop(_: object) -> None:
-        until(lambda: rows(node, "SELECT 1 FROM v_pods WHERE state = 'waiting'"), "a waiting pod")
-        began = time.monotonic()
-        assert node.stop_daemon() in {0, -9}
-        assert time.monotonic() - began < 10
-
-    lab.on_each(lambda work: work(None), [ask, stop])
-
-    assert [error.code for error in told] == [11]
-
-
-def test_deletions_while_it_is_away_are_taken_in(lab: Lab) -> None:
-    lab.start()
-    node, kubelet = lab.nodes[0], lab.kubelets[0]
-    pods = kubelet.start_all(f"web-{n}" for n in range(5))
-    node.kill_daemon()
-
-    kubelet.stop_all(pods[:3])
-    node.start_daemon()
-
-    ended = rows(node, "SELECT DISTINCT reason FROM v_leases WHERE state = 'ended'")
-    assert ended == [{"reason": "deleted_late"}]
-    for pod in pods[3:]:
-        kubelet.check(pod)
-    rules = node.netns.command("ip", "rule")
-    assert not [pod for pod in pods[:3] if pod.address in rules]
-
-
-def test_with_everything_dead_pods_are_served_from_stock(lab: Lab) -> None:
-    """Decision 8: EC2 and metadata are gone; the ledger has addresses; the door is open in a second."""
-    lab.start()
-    node, kubelet = lab.nodes[0], lab.kubelets[0]
-    old = kubelet.start("old")
-    node.kill_daemon()
-    with lab.cloud.lock:
-        lab.front.faults.add(error="InternalError")
-
-    dead = {
-        "AWS_EC2_ENDPOINT": "http://198.51.100.9",
-        "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://198.51.100.9",
-    }
-    began = time.monotonic()
-    node.start_daemon(**dead)
-    new = kubelet.start("new")
-    taken = time.monotonic() - began
-
-    assert new.ping(node.address)
-    kubelet.stop(old)
-    until(lambda: "imds_down" in findings(node), "the finding imds_down")
-    assert taken < 5, "far beyond a second even on a busy machine"
-    node.kill_daemon()
-    with lab.cloud.lock:
-        lab.front.faults.clear()
-    for name in dead:
-        del node.environment[name]
-    node.start_daemon()
-    until(lambda: not findings(node), "no finding left")
-
-
-def test_nothing_is_published_before_a_pod_can_be_served(lab: Lab) -> None:
-    """A fresh node without EC2 has no conflist; with it it has one, and keeps it."""
-    with lab.cloud.lock:
-        lab.front.faults.add(op="Assign*", error="InvalidParameterValue", times=1)
-    lab.start()
-    node = lab.nodes[0]
-
-    published = rows(node, "SELECT min(at) AS at FROM v_journal WHERE kind = 'address.assigned'")
-    refusal = rows(node, "SELECT min(at) AS at FROM v_api_calls WHERE code <> ''")
-    assert refusal[0]["at"] < published[0]["at"]
-    conflist = json.loads((node.conf / "10-aws.conflist").read_text())
-    assert (conflist["cniVersion"], conflist["plugins"][0]["type"]) == ("1.0.0", "aws-cni")
-    node.stop_daemon()
-    assert (node.conf / "10-aws.conflist").exists()
+# ------------------------------------------------------------------------------- giving back
 
 
 @pytest.mark.slow
@@ -271,3 +180,29 @@ def test_what_is_too_much_is_given_back_and_never_a_pods(lab: Lab) -> None:
     held = {pod.address for pod in pods}
     for call in lab.front.journal.rows(action="UnassignPrivateIpAddresses"):
         assert not held & set(call.params.get("PrivateIpAddresses", ()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_an_idle_interface_is_given_back(lab: Lab) -> None:
+    """Two of three interfaces have nobody: one stays warm, one is detached and then deleted."""
+    lab.start(IP_COOLDOWN_PERIOD="1", VPCLEDGER_CLOUD_INTERVAL="1")
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    pods = kubelet.start_all(f"web-{n}" for n in range(12))
+    live.settle(node)
+    on_primary = next(pod for pod in pods if live.interface_of(lab, pod) == 0)
+    kubelet.stop_all(pod for pod in pods if pod is not on_primary)
+
+    deadline = time.monotonic() + 200  # an interface is kept for its first 60 s
+    while not changes(lab)["DeleteNetworkInterface"]:
+        assert time.monotonic() < deadline, rows(node, "SELECT * FROM v_intents")
+        time.sleep(1)
+
+    live.settle(node)
+    assert changes(lab)["DetachNetworkInterface"] == changes(lab)["DeleteNetworkInterface"] == 1
+    with lab.cloud.lock:
+        assert len(lab.cloud.interfaces_of(node.instance)) == 2
+        assert len(lab.cloud.scan("interface")) == 2
+    kubelet.check(on_primary)
+    assert on_primary.ping(node.address)
+    assert "lookup 3" not in node.netns.command("ip", "rule")
