@@ -155,13 +155,11 @@ class Verbs:
         failed = [outcome for outcome in outcomes if outcome.error]
         now = self.clock()
         if failed:
-            undone = self.loop.carry_out(wiring.undo(outcomes))
+            # All of it goes, not only what was made now: the lease may have been wired before, and its
+            # address is free only when nothing shows it any more.
             with self.ledger.write() as tx:
-                if any(outcome.error for outcome in undone):
-                    writes.mark_owner_removing(tx, "lease", str(lease.id), now)
-                else:
-                    writes.forget_owner_installed(tx, "lease", str(lease.id), now)
-                writes.end(tx, lease.id, "setup_failed", now, self.settings.ip_cooldown_ms)
+                writes.mark_owner_removing(tx, "lease", str(lease.id), now)
+            self.loop.end_leases([(lease, "setup_failed")])
             first = failed[0]
             reason = "ifname_taken" if first.result.get("where") == "pod" else "kernel_error"
             raise errors.TryLater(reason, f"{first.error}: {first.text}")
