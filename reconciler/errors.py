@@ -25,7 +25,7 @@ REASONS: dict[str, str] = {
     "ec2_down": "EC2 could not be reached; it is asked again after a back-off.",
     "imds_down": "Instance metadata could not be reached; check hop limit and 169.254.169.254.",
     "frozen": "Calls to EC2 are frozen, by VPCLEDGER_FREEZE or because EC2 fails most of them.",
-    "kernel_error": "The kernel refused a network change; the text names it. Nothing was left behind.",
+    "kernel_error": "The kernel refused a network change; the text names it. The next try sets it right.",
     "netns_missing": "CNI_NETNS could not be opened. The sandbox is gone or the path is wrong.",
     "netns_is_host": "CNI_NETNS is the node's own namespace; a pod needs one of its own.",
     "ifname_taken": "An interface of that name exists in the sandbox already.",
@@ -41,6 +41,8 @@ REASONS: dict[str, str] = {
     "stopping": "The daemon is being stopped; the next one serves the runtime's next try.",
     "spool_unreadable": "A spooled deletion could not be read; it was set aside for inspection.",
     "bad_setting": "A setting's value cannot be used; the text says what could stand there.",
+    "internal": "The daemon met an error of its own; report the traceback in its log. The call may be"
+    " tried again.",
     "ledger_error": "The ledger could not be written; see the daemon's log and disk space.",
     "deleted": "The runtime deleted the sandbox.",
     "deleted_late": "A deletion spooled while the daemon was away was taken in.",

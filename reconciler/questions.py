@@ -6,8 +6,9 @@ the kernel, and why there is no address, do not belong here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ledger import database, model, reads, writes
 from reconciler import errors, jobs, refusals
@@ -40,7 +41,7 @@ class Questions:
         missing = wiring.compare(wired.host, self.loop.kernel.observe())
         inside = (wired.end, *wired.pod)
         missing += wiring.compare(inside, self.loop.kernel.observe_pod(job.pod))
-        told = [ip.get("address") for ip in (asked.config.prev_result or {}).get("ips", [])]
+        told = _addresses(asked.config.prev_result)
         if f"{lease.address}/32" not in told:
             missing += (f"prevResult has {told}, the ledger {lease.address}/32",)
         if missing:
@@ -95,6 +96,13 @@ def wiring_of(tx: database.Read, lease: model.Lease, settings: knobs.Settings) -
     eni = reads.eni(tx, lease.eni_id)
     assert eni is not None, "a lease's interface has a row (foreign key)"
     return wiring.pod(lease, eni, settings)
+
+
+def _addresses(result: Mapping[str, Any] | None) -> list[object]:
+    """The addresses of a result that the runtime hands back, whatever it made of it."""
+    listed = (result or {}).get("ips")
+    ips = listed if isinstance(listed, list) else []
+    return [ip.get("address") for ip in ips if isinstance(ip, dict)]
 
 
 def _veth_lives(lease: model.Lease, observed: model.ObservedKernel) -> bool:

@@ -10,6 +10,7 @@ addresses the node should hold do not belong here.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import secrets
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from reconciler import errors, jobs, questions, refusals
 from reconciler import loop as loops
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -75,12 +78,16 @@ class Verbs:
         }[name]
 
     def _guarded(self, job: jobs.Job, verb: Callable[[jobs.Job], None]) -> None:
+        """Whatever goes wrong with one call is that call's refusal, and harms none beside it."""
         try:
             verb(job)
         except errors.VpcledgerError as refused:
             self._refuse(job, refused)
         except database.Failure as failed:
             self._refuse(job, errors.TryLater("ledger_error", str(failed)))
+        except Exception as unforeseen:
+            log.exception("%s of %s", job.asked.verb, job.asked.container_id)
+            self._refuse(job, errors.Bug("internal", f"{type(unforeseen).__name__}: {unforeseen}"))
 
     def _refuse(self, job: jobs.Job, why: errors.VpcledgerError) -> None:
         jobs.refuse(self.ledger, job, why, self.clock())

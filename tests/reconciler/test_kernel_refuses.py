@@ -26,9 +26,9 @@ def powerless() -> Iterator[None]:
     """Within the block the kernel answers EPERM to whatever this thread wants changed in a network."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
-    before, without = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
+    before = (ctypes.c_uint32 * 6)()
     assert libc.capget(header, before) == 0, os.strerror(ctypes.get_errno())
-    without[:] = before[:]
+    without = (ctypes.c_uint32 * 6)(*before)
     without[0] &= ~(1 << CAP_NET_ADMIN)
     assert libc.capset(header, without) == 0, os.strerror(ctypes.get_errno())
     try:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,8 @@ def test_check_names_what_is_wrong_on_the_host(door: Door, command: str, named: 
         ("ip route del default", "route 0.0.0.0/0 via 169.254.1.1 dev eth0 in the pod is missing"),
         ("ip link set eth0 mtu 1400", "link eth0: MTU is 1400, not 9001"),
         ("ip link set eth0 down", "link eth0: state is down, not up"),
+        ("ip route del 169.254.1.1", "route 169.254.1.1/32 dev eth0 in the pod is missing"),
+        ("ip link del eth0", "link eth0 is missing"),
         ("ip neigh del 169.254.1.1 dev eth0", "neighbour 169.254.1.1 on eth0 is missing"),
         (
             "ip neigh replace 169.254.1.1 dev eth0 lladdr 02:00:00:00:00:01 nud permanent",
@@ -97,6 +100,24 @@ def test_check_of_an_unknown_sandbox_is_code_3(door: Door) -> None:
     pod = door.pod()
     pod.result = {"ips": []}
     assert check(door, pod)[0] == 3
+
+
+@pytest.mark.parametrize(
+    "previous",
+    [{}, {"ips": None}, {"ips": 7}, {"ips": [None]}, {"ips": [[1]]}, {"ips": [{"address": {}}]}],
+)
+def test_check_of_a_result_that_is_none_is_refused_and_spoils_no_other_call(
+    door: Door, previous: dict[str, Any]
+) -> None:
+    """Whatever stands there, this call has one row and one answer, and calls beside it are served."""
+    pod = door.added()
+
+    answer = door.call("CHECK", pod, prevResult=previous)
+
+    assert answer.code == 11
+    assert f"the ledger {pod.address}/32" in answer.said["msg"]
+    rows = door.rows("SELECT code, reason FROM v_requests WHERE command = 'CHECK'")
+    assert rows == [{"code": 11, "reason": "drift"}]
 
 
 # ------------------------------------------------------------------------------- GC

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger import writes
+from ledger import model, writes
 from tests.reconciler.door import NODE, Door
 
 pytestmark = pytest.mark.netns
@@ -222,6 +222,23 @@ def test_a_broken_configuration_is_refused_and_recorded(
 
     assert [answer.code for answer in door.replies] == [code]
     assert [(r[1], r[2]) for r in requests(door)] == [(code, "bad_request")]
+    assert door.rows("SELECT * FROM v_leases") == []
+
+
+def test_an_error_of_our_own_refuses_one_call_and_serves_those_beside_it(door: Door) -> None:
+    """A row gives the first pod's rule to another owner, which nothing of ours would write."""
+    stolen = model.Rule(512, 254, dst="10.0.0.10/32", protocol=201)
+    with door.ledger.write() as tx:
+        writes.plan_installed(tx, "eni", "eni-0", [stolen], door.now)
+        writes.mark_owner_installed(tx, "eni", "eni-0", door.now)
+    first, second = door.pod(), door.pod()
+
+    door.together("ADD", [first, first])
+    door.together("DEL", [second])
+
+    assert [answer.code for answer in door.replies] == [999, 999, 0]
+    assert "10.0.0.10/32" in door.replies[0].said["msg"]
+    assert [row[2] for row in requests(door)] == ["internal", "internal", "unknown_container"]
     assert door.rows("SELECT * FROM v_leases") == []
 
 
