@@ -97,6 +97,43 @@ def test_ec2_answers_outside_and_metadata_on_the_nodes() -> None:
         assert "1 received" in on(one, "ping", "-c1", "-W2", found[two["instance_id"]])
 
 
+ADD_A_POD = """\
+unshare --net sh -c '
+    export CNI_COMMAND=ADD CNI_CONTAINERID=outsiders CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin
+    CNI_NETNS=/proc/$$/ns/net nsenter --net=/proc/$PPID/ns/net "$0" && ip -o -4 address show eth0
+' "$0"; exit $?
+"""
+
+
+def test_with_daemons_an_outsider_can_be_the_runtime_and_read_the_ledger() -> None:
+    """A pod added by the line's paths alone has an address; the ledger, opened from outside, has it."""
+    with up("--nodes", "1") as (process, said):
+        [node] = said["nodes"]
+        told = Path(f"/proc/{node['daemon_pid']}/status").read_text()
+        assert "CapEff:\t0000000000001000" in told
+        conflist = json.loads(Path(node["cni_conf"]).read_text())
+        named = {key: conflist[key] for key in ("name", "cniVersion")}
+        launcher = f"{node['cni_bin_dir']}/aws-cni"
+
+        added = subprocess.run(
+            [*node["enter"], "sh", "-c", ADD_A_POD, launcher],
+            input=json.dumps(conflist["plugins"][0] | named),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+        product = Path(sys.executable).with_name("vpcledger")
+        asked = [product, "show", "pods", "--json", "--ledger", node["ledger"]]
+        [pod] = json.loads(subprocess.check_output(asked))
+        assert pod["container_id"] == "outsiders"
+        assert f'"{pod["address"]}/32"' in added.stdout
+        assert f"inet {pod['address']}/32" in added.stdout
+        process.terminate()
+        assert process.wait(20) == 0
+        wait_until_gone(folder_of(said))
+
+
 def test_sigterm_ends_it_cleanly() -> None:
     """Exit code 0 and nothing left."""
     with up("--no-daemon") as (process, said):

@@ -52,6 +52,17 @@ def calls(lab: Lab) -> Counter[str]:
     return Counter(row.action for row in lab.front.journal.rows(who=lab.nodes[0].instance))
 
 
+def settle(node: Node) -> None:
+    """Wait until the warm pool has what it wants and all of it can be used."""
+
+    def settled() -> bool:
+        plan = json.loads(node.product("plan", "--json").stdout)
+        on_the_way = "SELECT 1 FROM v_addresses WHERE state = 'unusable'"
+        return not plan["actions"] and not rows(node, on_the_way)
+
+    until(settled, "a plan without actions")
+
+
 def refused(kubelet: Kubelet, name: str) -> CniError:
     """The first refusal of a pod that is not tried again."""
     sandbox = kubelet.sandbox(name)

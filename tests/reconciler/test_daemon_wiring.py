@@ -48,7 +48,7 @@ class Wired:
 def wired(served: Lab) -> Wired:
     pods = served.kubelets[0].start_all(f"web-{n}" for n in range(12))
     on_second = [pod for pod in pods if live.interface_of(served, pod) == 1]
-    live.until(lambda: len(served.cloud.interfaces_of(served.nodes[0].instance)) == 3, "warm")
+    live.settle(served.nodes[0])
     return Wired(served, on_second[0], served.kubelets[1].start("peer"))
 
 
@@ -143,4 +143,3 @@ def test_foreign_objects_stay_byte_for_byte(wired: Wired) -> None:
     undo += ["link del eniforeign"]
     node.netns.command("ip", "-batch", "-", stdin="\n".join(undo))
     assert live.picture(node) == before
-

@@ -1,0 +1,194 @@
+"""The daemon ends and starts again: what it keeps, what it takes in, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.lab import spaces
+from tests.lab.kubelet import CniError
+from tests.lab.node import Node
+from tests.lab.whole import Lab
+from tests.reconciler import live
+from tests.reconciler.live import changes, findings, rows, until
+
+pytestmark = pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing()))
+
+
+@contextmanager
+def kernel_news(node: Node, file: Path) -> Iterator[Path]:
+    """What rtnetlink(7) tells of links, addresses, routes and rules meanwhile, in a file of lines.
+
+    Whoever reads it sees `mark-end` when all that came before has been written.
+    """
+    with file.open("wb") as out:
+        heard = node.netns.run(
+            subprocess.Popen,
+            ["ip", "-o", "monitor", "link", "address", "route", "rule"],
+            stdout=out,
+        )
+    try:
+        _mark(node, file, "mark-begin")
+        yield file
+        _mark(node, file, "mark-end")
+    finally:
+        heard.kill()
+        heard.wait()
+
+
+def _mark(node: Node, file: Path, name: str) -> None:
+    """Make and remove a link until it is heard of."""
+
+    def heard() -> bool:
+        node.netns.command("ip", "link", "add", name, "type", "veth", "peer", "name", "mark-peer")
+        node.netns.command("ip", "link", "del", name)
+        return name in file.read_text()
+
+    until(heard, f"{name} in the kernel's news")
+
+
+def test_a_restart_writes_nothing_and_looks_at_ec2_once(lab: Lab, tmp_path: Path) -> None:
+    """Twelve pods on three interfaces: no news from the kernel, no mutation, one description."""
+    lab.start()
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    pods = kubelet.start_all(f"web-{n}" for n in range(12))
+    live.settle(node)
+    # New links find out for a second or two whether their own address is unique (RFC 4862, 5.4).
+    until(lambda: "tentative" not in node.netns.command("ip", "-6", "address"), "that")
+    leases = rows(node, "SELECT * FROM v_leases ORDER BY id")
+    before = live.picture(node)
+    mended = "SELECT count(*) AS n FROM v_journal WHERE kind = 'kernel.mended'"
+    count = rows(node, mended)
+    assert node.stop_daemon() == 0
+    lab.front.journal.clear()
+
+    with kernel_news(node, tmp_path / "news") as news:
+        node.start_daemon()
+        for pod in pods:
+            kubelet.check(pod)
+        until(lab.front.journal.rows, "the look at EC2 after a start")
+        live.settle(node)
+
+    assert [line for line in news.read_text().splitlines() if "mark-" not in line] == []
+    assert rows(node, mended) == count
+    assert live.picture(node) == before
+    assert rows(node, "SELECT * FROM v_leases ORDER BY id") == leases
+    assert live.calls(lab) == {"DescribeNetworkInterfaces": 1}
+
+
+def test_sigterm_ends_in_time_and_tells_who_waits(lab: Lab) -> None:
+    """EC2 hangs, an ADD is held: it is refused with a sentence, and the end is a clean one."""
+    lab.start(VPCLEDGER_ADD_WAIT="60")
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    with lab.cloud.lock:
+        lab.front.faults.add(op="CreateNetworkInterface", delay=30.0)
+    kubelet.start_all(f"web-{n}" for n in range(9))
+    waits = kubelet.sandbox("waits")
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(kubelet.add, waits)
+        until(lambda: rows(node, "SELECT 1 FROM v_pods WHERE state = 'waiting'"), "a waiting pod")
+        began = time.monotonic()
+        status = node.stop_daemon()
+        taken = time.monotonic() - began
+        with pytest.raises(CniError) as told:
+            asked.result()
+
+    assert status == 0
+    assert taken < 5
+    assert (told.value.code, told.value.message.partition(":")[0]) == (11, "stopping")
+
+
+def test_a_reboot_costs_ec2_nothing(lab: Lab) -> None:
+    """The old leases end for that reason, late deletions succeed, new pods get the addresses kept."""
+    lab.start()
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    old = kubelet.start_all(f"old-{n}" for n in range(12))
+    live.settle(node)
+    known = {row["address"] for row in rows(node, "SELECT address FROM v_addresses")}
+    node.reboot()
+    lab.front.journal.clear()
+
+    node.start_daemon()
+    new = kubelet.start_all(f"new-{n}" for n in range(10))
+
+    assert changes(lab) == {}
+    assert {pod.address for pod in new} < known
+    assert all(pod.ping(node.address) for pod in new)
+    ended = "SELECT reason, count(*) AS n FROM v_leases WHERE state = 'ended' GROUP BY reason"
+    assert rows(node, ended) == [{"reason": "reboot", "n": 12}]
+    kubelet.stop_all(old)
+    for pod in new:
+        kubelet.check(pod)
+    assert len(rows(node, "SELECT 1 FROM v_pods")) == 10
+
+
+def test_deletions_while_it_is_away_are_taken_in(lab: Lab) -> None:
+    lab.start()
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    pods = kubelet.start_all(f"web-{n}" for n in range(5))
+    node.kill_daemon()
+
+    kubelet.stop_all(pods[:3])
+    node.start_daemon()
+
+    ended = rows(node, "SELECT DISTINCT reason FROM v_leases WHERE state = 'ended'")
+    assert ended == [{"reason": "deleted_late"}]
+    for pod in pods[3:]:
+        kubelet.check(pod)
+    rules = node.netns.command("ip", "rule")
+    assert not [pod for pod in pods[:3] if pod.address in rules]
+
+
+def test_with_everything_dead_pods_are_served_from_stock(lab: Lab) -> None:
+    """Decision 8: EC2 and metadata are gone; the ledger has addresses; the door is open in a second."""
+    lab.start()
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    old = kubelet.start("old")
+    node.kill_daemon()
+    with lab.cloud.lock:
+        lab.front.faults.add(error="InternalError")
+
+    dead = {
+        "AWS_EC2_ENDPOINT": "http://198.51.100.9",
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://198.51.100.9",
+    }
+    began = time.monotonic()
+    node.start_daemon(**dead)
+    new = kubelet.start("new")
+    taken = time.monotonic() - began
+
+    assert new.ping(node.address)
+    kubelet.stop(old)
+    until(lambda: "imds_down" in findings(node), "the finding imds_down")
+    assert taken < 5, "far beyond a second even on a busy machine"
+    node.kill_daemon()
+    with lab.cloud.lock:
+        lab.front.faults.clear()
+    for name in dead:
+        del node.environment[name]
+    node.start_daemon()
+    until(lambda: not findings(node), "no finding left")
+
+
+def test_nothing_is_published_before_a_pod_can_be_served(lab: Lab) -> None:
+    """A fresh node without EC2 has no conflist; with it it has one, and keeps it."""
+    with lab.cloud.lock:
+        lab.front.faults.add(op="Assign*", error="InvalidParameterValue", times=1)
+    lab.start()
+    node = lab.nodes[0]
+
+    published = rows(node, "SELECT min(at) AS at FROM v_journal WHERE kind = 'address.assigned'")
+    refusal = rows(node, "SELECT min(at) AS at FROM v_api_calls WHERE code <> ''")
+    assert refusal[0]["at"] < published[0]["at"]
+    conflist = json.loads((node.conf / "10-aws.conflist").read_text())
+    assert (conflist["cniVersion"], conflist["plugins"][0]["type"]) == ("1.0.0", "aws-cni")
+    node.stop_daemon()
+    assert (node.conf / "10-aws.conflist").exists()
