@@ -221,23 +221,6 @@ def compare(
     return tuple(found)
 
 
-def undo(outcomes: Iterable[actions.Outcome]) -> tuple[actions.Remove, ...]:
-    """What takes back the successful puts among these outcomes, the last first.
-
-    What is inside a pod goes with its link, and a link that we did not make stays.
-    """
-    done = [
-        each.action.thing
-        for each in outcomes
-        if isinstance(each.action, actions.Put) and not each.error
-    ]
-    return tuple(
-        actions.Remove(thing)
-        for thing in reversed(done)
-        if visible(thing) and not (isinstance(thing, model.Link) and thing.kind != "veth")
-    )
-
-
 def visible(thing: model.KernelObject) -> bool:
     """Is the thing one that an observation of the node's namespace can show?"""
     if isinstance(thing, model.Sysctl | model.Neighbour):

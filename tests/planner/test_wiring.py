@@ -232,19 +232,6 @@ def test_an_unknown_kernel_is_said_and_nothing_else() -> None:
     assert said == ("the kernel could not be asked: netlink: no buffer",)
 
 
-def test_undo_takes_back_only_what_was_done_and_made_here() -> None:
-    wired = wiring.pod(LEASE, SECOND, SETTINGS)
-    outcomes = [
-        actions.Outcome(actions.Put(wired.host[0])),
-        actions.Outcome(actions.Put(wired.host[1])),
-        actions.Outcome(actions.Put(wired.host[2]), "EEXIST", "taken"),
-        actions.Outcome(actions.Put(wired.pod[0])),
-        actions.Outcome(actions.Put(model.Link("eth1", kind=""))),
-    ]
-
-    assert wiring.undo(outcomes) == (actions.Remove(wired.host[1]), actions.Remove(wired.host[0]))
-
-
 def test_settings_choose_mtu_and_prefix() -> None:
     settings, _ = knobs.load({"POD_MTU": "1400", "AWS_VPC_ENI_MTU": "1500"})
     link = wiring.eni(SECOND, "eth1", settings)[0]
