@@ -55,7 +55,10 @@ def _mark(node: Node, file: Path, name: str) -> None:
 
 
 def test_a_restart_writes_nothing_and_looks_at_ec2_once(lab: Lab, tmp_path: Path) -> None:
-    """Twelve pods on three interfaces: no news from the kernel, no mutation, one description."""
+    """Twelve pods on three interfaces: no news from the kernel, no mutation, one look.
+
+    A look is three questions: what is attached here, what is tagged as ours, in which subnets.
+    """
     lab.start()
     node, kubelet = lab.nodes[0], lab.kubelets[0]
     pods = kubelet.start_all(f"web-{n}" for n in range(12))
@@ -80,7 +83,7 @@ def test_a_restart_writes_nothing_and_looks_at_ec2_once(lab: Lab, tmp_path: Path
     assert rows(node, mended) == count
     assert live.picture(node) == before
     assert rows(node, "SELECT * FROM v_leases ORDER BY id") == leases
-    assert live.calls(lab) == {"DescribeNetworkInterfaces": 1}
+    assert live.calls(lab) == {"DescribeNetworkInterfaces": 2, "DescribeSubnets": 1}
 
 
 def test_sigterm_ends_in_time_and_tells_who_waits(lab: Lab) -> None:
@@ -141,7 +144,7 @@ def test_deletions_while_it_is_away_are_taken_in(lab: Lab) -> None:
 
     ended = rows(node, "SELECT DISTINCT reason FROM v_leases WHERE state = 'ended'")
     assert ended == [{"reason": "deleted_late"}]
-    for pod in pods[3:]:
+    for pod in (*pods[3:], kubelet.start("next")):
         kubelet.check(pod)
     rules = node.netns.command("ip", "rule")
     assert not [pod for pod in pods[:3] if pod.address in rules]
@@ -178,17 +181,45 @@ def test_with_everything_dead_pods_are_served_from_stock(lab: Lab) -> None:
     until(lambda: not findings(node), "no finding left")
 
 
-def test_nothing_is_published_before_a_pod_can_be_served(lab: Lab) -> None:
-    """A fresh node without EC2 has no conflist; with it it has one, and keeps it."""
-    with lab.cloud.lock:
-        lab.front.faults.add(op="Assign*", error="InvalidParameterValue", times=1)
+def test_a_dead_ec2_is_noticed_and_so_is_its_return(lab: Lab) -> None:
+    """The finding opens and closes by itself; pods come and go meanwhile."""
     lab.start()
-    node = lab.nodes[0]
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    old = kubelet.start("old")
+    live.settle(node)
+    node.stop_daemon()
+    with lab.cloud.lock:
+        lab.front.faults.add(error="InternalError")
 
-    published = rows(node, "SELECT min(at) AS at FROM v_journal WHERE kind = 'address.assigned'")
-    refusal = rows(node, "SELECT min(at) AS at FROM v_api_calls WHERE code <> ''")
-    assert refusal[0]["at"] < published[0]["at"]
+    node.start_daemon()
+    new = kubelet.start("new")
+    kubelet.stop(old)
+    until(lambda: "ec2_down" in findings(node), "the finding ec2_down")
+    with lab.cloud.lock:
+        lab.front.faults.clear()
+
+    until(lambda: findings(node) == set(), "its end")
+    kubelet.check(new)
+    assert new.ping(node.address)
+
+
+def test_a_fresh_node_is_not_announced_before_a_pod_can_be_served(lab: Lab) -> None:
+    """Without EC2 there is no conflist; with EC2 there is one, and it outlives the daemon."""
+    node = lab.nodes[0]
+    with lab.cloud.lock:
+        lab.front.faults.add(error="InternalError")
+
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(lab.start)
+        until((node.run / "vpcledger.sock").exists, "the door")
+        until(lambda: "ec2_down" in findings(node), "the finding ec2_down")
+        assert list(node.conf.iterdir()) == []
+        with lab.cloud.lock:
+            lab.front.faults.clear()
+        started.result()
+
     conflist = json.loads((node.conf / "10-aws.conflist").read_text())
     assert (conflist["cniVersion"], conflist["plugins"][0]["type"]) == ("1.0.0", "aws-cni")
+    lab.kubelets[0].status()
     node.stop_daemon()
     assert (node.conf / "10-aws.conflist").exists()
