@@ -190,8 +190,8 @@ class CloudLoop:
             record.cloud(tx, intent, step, outcome, self.clock())
         if outcome.outcome.unknown:
             self._look_wanted = True
-        elif not outcome.outcome.error:
-            self.capacity_changed()
+        elif not outcome.outcome.error or isinstance(step.action, actions.DetachEni):
+            self.capacity_changed()  # an interface that stays has to be wired again
         return not outcome.outcome.unknown and not outcome.outcome.error
 
     def _settle_unknown(self) -> None:
@@ -208,3 +208,4 @@ class CloudLoop:
             with self.ledger.write(durable=True) as tx:
                 doubtful = reads.unknown_intents(tx)
                 record.settle(tx, doubtful, self._seen, self.clock())
+            self.capacity_changed()

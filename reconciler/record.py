@@ -23,6 +23,8 @@ EC2_TROUBLE = ("throttled", "subnet_full", "node_full", "ec2_denied", "ec2_error
 """Reasons that a refused call may have; see `calm`."""
 BACKOFF_DEFAULT_MS = 2_000
 BACKOFF_MOST_MS = 120_000
+BACKOFF_FORGETS_MS = 5 * BACKOFF_MOST_MS
+"""A refusal longer ago than this does not make the next pause longer."""
 
 
 def intend(tx: database.Write, step: actions.CloudStep, now: int) -> model.Intent:
@@ -113,7 +115,8 @@ def _failed(
     """EC2 said no: nothing happened there, so what was taken out of use comes back."""
     reason = errors.from_ec2(outcome.error, outcome.text).reason
     first = BACKOFF_MS.get(reason, BACKOFF_DEFAULT_MS)
-    pause = min(first * 2 ** min(intent.attempts, 6), BACKOFF_MOST_MS)
+    before = reads.refused_in_a_row(tx, intent.operation, intent.subject, now - BACKOFF_FORGETS_MS)
+    pause = min(first * 2 ** min(before, 6), BACKOFF_MOST_MS)
     writes.intent_failed(tx, intent.id, outcome.error, outcome.text, now + pause, now)
     writes.open_finding(tx, reason, intent.operation, f"{outcome.error}: {outcome.text}", now)
     _take_back(tx, action, now)
@@ -124,7 +127,8 @@ def _take_back(tx: database.Write, action: actions.CloudAction, now: int) -> Non
     if isinstance(action, actions.UnassignAddresses):
         writes.addresses_assigned(tx, action.eni_id, action.addresses, "assign", now)
     elif isinstance(action, actions.DetachEni):
-        writes.eni_state(tx, action.eni_id, "usable", now)
+        # The kernel may have been unwired in the meantime, so it has to be wired before it has pods.
+        writes.eni_state(tx, action.eni_id, "attached", now)
 
 
 def calm(tx: database.Write, now: int) -> None:

@@ -30,6 +30,8 @@ class NoAddress:
     intent_id: int | None = None
 
 
+GROWTH = frozenset({"CreateEni", "AttachEni", "AssignAddresses"})
+"""Calls that a pod may wait for; that something could not be given back is no reason to wait."""
 ASSIGN_MS, ATTACH_MS = 1_000, 6_000
 """What EC2 usually takes to add addresses to an interface, and to make and attach a new one."""
 
@@ -45,7 +47,7 @@ def no_address(tx: database.Read, settings: knobs.Settings, now: int) -> NoAddre
     if limit is None:
         detail = f"the type {desired.node.instance_type} is not in the table of instance types"
         return NoAddress(errors.TryLater("starting", detail), may_come=False)
-    refused = [i for i in desired.intents if i.state == "failed"]
+    refused = [i for i in desired.intents if i.state == "failed" and i.operation in GROWTH]
     if refused:
         return _backing_off(refused[-1], now)
     capacity = pool.capacity(desired, settings, limit)

@@ -30,6 +30,7 @@ from ledger.reads.nouns import (
     node,
     open_findings,
     open_lease,
+    refused_in_a_row,
     unknown_intents,
     waiting,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "open_findings",
     "open_lease",
     "query",
+    "refused_in_a_row",
     "show",
     "unknown_intents",
     "waiting",

@@ -84,6 +84,25 @@ _NEXT_RETRY = Statement(
         _intents.c.state == schema.word("failed"), _intents.c.retry_at > bindparam("now")
     )
 )
+_earlier = _intents.alias("earlier")
+_DONE_LAST = (
+    select(func.coalesce(func.max(_earlier.c.id), _ZERO))
+    .where(
+        _earlier.c.operation == bindparam("operation"),
+        _earlier.c.subject == bindparam("subject"),
+        _earlier.c.state == schema.word("done"),
+    )
+    .scalar_subquery()
+)
+_REFUSED = Statement(
+    select(func.count()).where(
+        _intents.c.operation == bindparam("operation"),
+        _intents.c.subject == bindparam("subject"),
+        _intents.c.state == schema.word("failed"),
+        _intents.c.ended_at >= bindparam("since"),
+        _intents.c.id > _DONE_LAST,
+    )
+)
 _LATE_DELETE = Statement(
     select(schema.late_deletes.c.at).where(
         schema.late_deletes.c.container_id == bindparam("container_id"),
@@ -237,6 +256,13 @@ def next_retry_at(tx: Read, now: int) -> int | None:
     """When the next refused call may be made again (ms); None if none backs off."""
     row = tx.one(_NEXT_RETRY, now=now)
     return None if row is None else row[0]
+
+
+def refused_in_a_row(tx: Read, operation: str, subject: str, since: int) -> int:
+    """How often this call was refused at `since` (ms) or later without having been done in between."""
+    row = tx.one(_REFUSED, operation=operation, subject=subject, since=since)
+    assert row is not None
+    return int(row[0])
 
 
 def late_delete(tx: Read, container_id: str, ifname: str) -> int | None:

@@ -136,6 +136,19 @@ def test_a_refused_call_is_the_reason_until_its_pause_is_over(ledger: database.L
     assert after.error.reason == "growing"
 
 
+def test_a_refused_removal_is_nobodys_reason_to_wait(ledger: database.Ledger) -> None:
+    """It bars no growth: a pod is held until the pool has grown."""
+    node(ledger, 1, 1)
+    lease(ledger, 1)
+    intent = asked_of_ec2(
+        ledger, "UnassignAddresses", "eni-1", eni_id="eni-1", addresses=["10.0.0.20"]
+    )
+    with ledger.write(durable=True) as tx:
+        writes.intent_failed(tx, intent.id, "RequestLimitExceeded", "slow", NOW + 5_000, NOW)
+    said = why(ledger)
+    assert (said.error.reason, said.may_come) == ("growing", True)
+
+
 def test_a_lost_ledger_comes_before_everything(ledger: database.Ledger) -> None:
     with ledger.write() as tx:
         writes.open_finding(tx, "ledger_lost", "", "links of pods", NOW)
