@@ -65,16 +65,20 @@ class Questions:
             and (lease.container_id, lease.ifname) not in listed
         ]
         observed = self.loop.kernel.observe() if unlisted else model.Unknown("nothing to ask", 0)
+        dead: list[model.Lease] = []
         for lease in unlisted:
             if isinstance(observed, model.Unknown) or _veth_lives(lease, observed):
                 text = f"GC leaves out {lease.container_id}, but {lease.host_ifname} is alive"
                 with self.ledger.write() as tx:
                     writes.open_finding(tx, "gc_disagrees", lease.container_id, text, self.clock())
             else:
-                self.loop.end_lease(lease, "gc")
-        jobs.succeed(self.ledger, job, self.clock())
-        if unlisted:
+                dead.append(lease)
+        refused = self.loop.end_leases([(lease, "gc") for lease in dead])
+        if dead:
             self.ring_cloud(False)
+        if refused:  # as much as could be was removed first (section GC)
+            raise errors.TryLater("kernel_error", "; ".join(refused.values()))
+        jobs.succeed(self.ledger, job, self.clock())
 
     def status(self, job: jobs.Job) -> None:
         """Can one more pod be served now? Error 50 with the reason if not (section STATUS)."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,6 +187,29 @@ def test_a_pod_whose_namesake_cannot_be_unplugged_gets_its_link_at_the_next_try(
     for pod in (old, new):
         assert door.call("DEL", pod).status == 0
     assert door.picture() == before
+
+
+def test_a_gc_that_the_kernel_refuses_ends_nothing_and_the_next_one_all(door: Door) -> None:
+    before = door.picture()
+    pods = [door.added() for _ in range(2)]
+    for pod in pods:
+        pod.netns.close()
+    # The links go with their namespaces at a time of the kernel's choosing; here and now instead.
+    for lease in map(door.lease, pods):
+        assert lease is not None
+        door.node.command("sh", "-c", f"ip link del {lease.host_ifname} || :")
+    config: dict[str, Any] = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
+
+    with powerless():
+        refused = door.call("GC", **config)
+
+    assert (refused.code, refused.reason) == (11, "kernel_error")
+    assert [door.lease(pod) is not None for pod in pods] == [True, True]
+    assert door.call("GC", **config).status == 0
+    assert [door.lease(pod) for pod in pods] == [None, None]
+    assert door.picture() == before
+    rows = door.rows("SELECT code, reason FROM v_requests WHERE command = 'GC' ORDER BY id")
+    assert [(row["code"], row["reason"]) for row in rows] == [(11, "kernel_error"), (0, "")]
 
 
 def test_what_a_start_cannot_remove_it_keeps_and_removes_at_the_next(
