@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import threading
@@ -15,7 +16,9 @@ import pytest
 
 from tests.lab import spaces
 from tests.lab.kubelet import Sandbox
+from tests.lab.node import Node
 from tests.lab.whole import Lab
+from tests.reconciler import live
 
 pytestmark = [
     pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing())),
@@ -67,6 +70,32 @@ def in_namespaces(sandboxes: list[Sandbox]) -> Counter[str]:
     return found
 
 
+def wired(node: Node) -> set[tuple[str, int]]:
+    """Addresses and priorities of the pods' rules that bear our mark, and (priority 0) of their routes."""
+    shown = json.loads(node.netns.command("ip", "-4", "-d", "-j", "rule"))
+    rules = {
+        (rule["dst"] if rule["priority"] == 512 else rule["src"], rule["priority"])
+        for rule in shown
+        if rule.get("protocol") == "201" and rule["priority"] in {512, 1536}
+    }
+    routes = json.loads(
+        node.netns.command("ip", "-4", "-d", "-j", "route", "show", "table", "main")
+    )
+    return rules | {(route["dst"], 0) for route in routes if route.get("protocol") == "201"}
+
+
+def leased(node: Node) -> set[tuple[str, int]]:
+    """What the open leases whose sandboxes have their link say should be there."""
+    with closing(sqlite3.connect(f"file:{node.ledger}?mode=ro", uri=True)) as book:
+        found = book.execute(
+            "SELECT address, device FROM leases JOIN enis USING (eni_id) WHERE ended_at IS NULL"
+            " AND EXISTS (SELECT 1 FROM installed WHERE owner_kind = 'lease'"
+            " AND owner = CAST(leases.id AS TEXT))"
+        ).fetchall()
+    expected = {(address, priority) for address, _ in found for priority in (0, 512)}
+    return expected | {(address, 1536) for address, device in found if device}
+
+
 def test_64_callers_never_share_an_address() -> None:
     """Each replaces pods of a few names again and again; nothing is doubled, nothing is left."""
     with Lab(nodes=1, instance_type="m5.4xlarge", attach_delay=0.1, throttle=None) as lab:
@@ -88,6 +117,8 @@ def test_64_callers_never_share_an_address() -> None:
             with ThreadPoolExecutor(CALLERS) as pool:
                 list(pool.map(caller, range(CALLERS)))
             held = in_namespaces(list(living.values()))
+            live.until(lambda: wired(node) == leased(node), "the kernel has what leases say")
+            assert len(wired(node)) > 2 * NAMES
             with ThreadPoolExecutor(CALLERS) as pool:
                 list(pool.map(kubelet.stop, list(living.values())))
 
@@ -95,9 +126,8 @@ def test_64_callers_never_share_an_address() -> None:
         assert sum(held.values()) >= NAMES
         assert seen == {}, "an address had two open leases after a commit"
         assert [pair for pair in held.items() if pair[1] > 1] == []
-        left = node.netns.command("ip", "rule") + node.netns.command("ip", "-o", "link")
-        assert "lookup main proto 201" not in left
-        assert ": eni" not in left
+        assert wired(node) == leased(node) == set()
+        assert ": eni" not in node.netns.command("ip", "-o", "link")
         assert lab.fabric.drops() == {}
         with closing(sqlite3.connect(f"file:{node.ledger}?mode=ro", uri=True)) as book:
             (still_open,) = book.execute(
