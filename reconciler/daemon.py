@@ -7,9 +7,11 @@ lanes' bells at their intervals. What any part does does not belong here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -42,17 +44,7 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     Started as root, it becomes the user of VPCLEDGER_UID with CAP_NET_ADMIN alone before it opens
     anything. Refused if a setting or the ledger forbids the start; the sentence says what to do.
     """
-    stop, broken = threading.Event(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-
-    def thread_died(died: threading.ExceptHookArgs) -> None:
-        """A door or a watch that is gone serves nobody: end, and be started again from the ledger."""
-        log.critical("thread %s died", died.thread, exc_info=died.exc_value)
-        broken.set()
-        stop.set()
-
-    threading.excepthook = thread_died
+    end = End()
     prepare_folders(settings)
     publisher = privileges.Publisher(lambda text: host.place(settings.conflist_path, text))
     privileges.become(settings.uid)
@@ -66,11 +58,45 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
         daemon = Daemon(book, settings, publisher)
         try:
             daemon.start()
-            stop.wait()
+            end.wait()
         finally:
             daemon.stop()
             publisher.close()
-    return 1 if broken.is_set() else 0
+    return 1 if end.broken else 0
+
+
+class End:
+    """What the main thread waits for: SIGTERM, SIGINT, or the death of a thread that is needed.
+
+    The kernel may hand a signal to any thread (signal(7)), and CPython runs its handler in the main
+    one, which a lock it waits for would never let go; a socket that the signal itself writes to does.
+    """
+
+    def __init__(self) -> None:
+        """Signals are heard from now on; the main thread has to make it."""
+        self.broken, self._wanted = False, False
+        self._told, self._tell = socket.socketpair()
+        self._tell.setblocking(False)
+        signal.set_wakeup_fd(self._tell.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._want())
+        threading.excepthook = self._thread_died
+
+    def wait(self) -> None:
+        """Until it is time to end."""
+        while not self._wanted:
+            self._told.recv(64)
+
+    def _want(self) -> None:
+        self._wanted = True
+
+    def _thread_died(self, died: threading.ExceptHookArgs) -> None:
+        """A door or a watch that is gone serves nobody: end, and be started again from the ledger."""
+        log.critical("thread %s died", died.thread, exc_info=died.exc_value)
+        self.broken = True
+        self._want()
+        with contextlib.suppress(BlockingIOError):  # it has been woken often enough
+            self._tell.send(b"\0")
 
 
 def prepare_folders(settings: knobs.Settings) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -107,6 +109,18 @@ def test_sigterm_ends_in_time_and_tells_who_waits(lab: Lab) -> None:
     assert status == 0
     assert taken < 5
     assert (told.value.code, told.value.message.partition(":")[0]) == (11, "stopping")
+
+
+def test_sigterm_is_heard_whichever_thread_takes_it(lab: Lab) -> None:
+    """The kernel may give it to any (signal(7)), and does after a stop; the main one has to wake up."""
+    lab.start()
+    daemon = lab.nodes[0].daemon
+    assert daemon
+    threads = {int(task.name) for task in Path(f"/proc/{daemon.pid}/task").iterdir()}
+
+    os.kill(max(threads - {daemon.pid}), signal.SIGTERM)
+
+    assert daemon.wait(timeout=live.PATIENCE_S) == 0
 
 
 def test_a_reboot_costs_ec2_nothing(lab: Lab) -> None:
