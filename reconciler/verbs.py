@@ -197,8 +197,7 @@ class Verbs:
         """Serve the held calls again, oldest first: capacity changed or somebody's time is up."""
         held, self.waiting = self.waiting, {}
         for job in held.values():
-            if self._still_waiting(job):
-                self._guarded(job, self.add)
+            self._guarded(job, self._add_again)
 
     def release_waiting(self) -> None:
         """Refuse the held calls: the daemon is being stopped."""
@@ -206,25 +205,28 @@ class Verbs:
         for job in held.values():
             self._refuse(job, errors.TryLater("stopping"))
 
-    def _still_waiting(self, job: jobs.Job) -> bool:
+    def _add_again(self, job: jobs.Job) -> None:
         with self.ledger.read() as tx:
             lease = reads.open_lease(tx, job.asked.container_id, job.asked.ifname)
-        if lease is not None:
-            return True
-        self._refuse(job, errors.TryLater("gave_up_waiting"))
-        return False
+        if lease is None:
+            raise errors.TryLater("gave_up_waiting")
+        self.add(job)
 
     # ------------------------------------------------------------------ DEL
 
     def _delete_all(self, batch: list[jobs.Job]) -> None:
         try:
-            self.delete(batch)
+            ended = self.delete(batch)
         except database.Failure as failed:
             for job in batch:
                 self._refuse(job, errors.TryLater("ledger_error", str(failed)))
+            return
+        if ended:
+            self.retry_waiting()
+            self.ring_cloud(False)
 
-    def delete(self, batch: list[jobs.Job]) -> None:
-        """Unmake, then forget; a sandbox nobody knows is success (CNI specification, section DEL)."""
+    def delete(self, batch: list[jobs.Job]) -> bool:
+        """Unmake, then forget; what nobody knows is success (CNI, section DEL). True if any was known."""
         now = self.clock()
         known: dict[int, list[jobs.Job]] = {}
         with self.ledger.write() as tx:
@@ -249,9 +251,7 @@ class Verbs:
                 self._refuse(job, errors.TryLater("kernel_error", refused[job.lease.id]))
             else:
                 job.call.answer(wire.Reply())
-        if known:
-            self.retry_waiting()
-            self.ring_cloud(False)
+        return bool(known)
 
     def _record_deletions(
         self, tx: database.Write, asking: list[jobs.Job], lease: model.Lease

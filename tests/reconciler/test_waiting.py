@@ -103,6 +103,17 @@ def test_a_deletion_ends_the_wait_and_answers_both(door: Door) -> None:
     assert door.verbs.waiting == {}
 
 
+def test_a_ledger_that_fails_meanwhile_is_each_ones_answer_and_loses_none(door: Door) -> None:
+    door.begin("ADD", door.pod())
+    door.begin("ADD", door.pod())
+    door.ledger.close()
+
+    door.verbs.retry_waiting()
+
+    assert [(a.code, a.reason) for a in door.replies] == [(11, "ledger_error")] * 2
+    assert door.verbs.waiting == {}
+
+
 def test_the_end_of_the_daemon_answers_who_waits(door: Door) -> None:
     door.begin("ADD", door.pod())
 
