@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,19 @@ def test_sigterm_is_heard_whichever_thread_takes_it(lab: Lab) -> None:
     os.kill(max(threads - {daemon.pid}), signal.SIGTERM)
 
     assert daemon.wait(timeout=live.PATIENCE_S) == 0
+
+
+def test_a_thread_that_dies_ends_the_daemon() -> None:
+    """Exit status 1, for whoever starts it again; a door without a thread would serve nobody."""
+    program = (
+        "import threading; from reconciler import daemon; end = daemon.End();"
+        "threading.Thread(target=lambda: 1 / 0).start(); end.wait(); print(end.broken)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "True\n"
+    assert "ZeroDivisionError" in done.stderr
 
 
 def test_a_reboot_costs_ec2_nothing(lab: Lab) -> None:
