@@ -1,4 +1,4 @@
-"""The command line: `vpcledger daemon`, `install`, and questions to a ledger, live or copied.
+"""The command line: `vpcledger daemon`, `install`, `whatif`, and questions to a ledger, live or copied.
 
 Questions open the file read-only and never disturb the daemon. Each has `--json`; a table otherwise.
 What the answers mean is documented in deploy/docs; how they are found is the ledger's business.
@@ -13,11 +13,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ledger import database, migrate, model, reads
 from reconciler import errors
 from reconciler import settings as knobs
+from reconciler.planner import limits
+
+if TYPE_CHECKING:
+    from reconciler import whatif
+
+MOST_PODS: Final = 2000
+"""More than `whatif` is asked for: the type that carries most addresses has room for 1512 pods."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +68,57 @@ def _parser() -> argparse.ArgumentParser:
     sql = _question(commands, "sql", "ask the ledger in SQL, read-only", _sql)
     sql.add_argument("statement", help="one SELECT; the public views start with v_")
     sql.add_argument("--limit", type=int, default=1000, help="most rows to print")
+    _whatif_parser(commands)
     return parser
+
+
+def _whatif_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "whatif", help="what a node would hold under other settings; asks nobody"
+    )
+    parser.add_argument("--instance-type", type=_type, required=True, metavar="TYPE")
+    parser.add_argument(
+        "--pods", type=_counts, required=True, metavar="N[,N...]", help="numbers of pods, as 0,5,9"
+    )
+    parser.add_argument(
+        "--set",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting that differs from this environment's; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_whatif)
+
+
+def _type(name: str) -> limits.Limits:
+    found = limits.lookup(name)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{name} is not in the table of instance types")
+    return found
+
+
+def _counts(text: str) -> list[int]:
+    counts = [int(each) if each.isascii() and each.isdigit() else -1 for each in text.split(",")]
+    if not all(0 <= count <= MOST_PODS for count in counts):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers up to {MOST_PODS}, such as 0,5,9"
+        )
+    return counts
+
+
+def _setting(text: str) -> tuple[str, str]:
+    """NAME=VALUE of a knob that can take it; unlike the daemon's start, none is replaced silently."""
+    name, _, value = text.partition("=")
+    each = next((k for k in knobs.knobs() if k.metadata["env"] == name), None)
+    if each is None:
+        raise argparse.ArgumentTypeError(f"{name!r} is no setting; `show settings` lists them")
+    try:
+        each.metadata["parse"](value)
+    except knobs.Invalid as bad:
+        raise argparse.ArgumentTypeError(f"{name}={value!r} is not {bad}") from None
+    return name, value
 
 
 def _question(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
@@ -170,6 +227,31 @@ def _action(action: object) -> dict[str, Any]:
     told = dataclasses.asdict(action if thing is None else thing)  # type: ignore[type-overload,arg-type,call-overload,unused-ignore] # a dataclass instance, not a class
     kind = "" if thing is None else f" {type(thing).__name__}"
     return {"action": type(action).__name__ + kind, "arguments": told}
+
+
+def _whatif(arguments: argparse.Namespace, _: knobs.Settings, __: object) -> int:
+    from reconciler import whatif
+
+    settings, _readings = knobs.load({**os.environ, **dict(arguments.set)})
+    found = whatif.forecast(settings, arguments.instance_type, arguments.pods)
+    if arguments.json:
+        _print([dataclasses.asdict(each) for each in found], as_json=True)
+    else:
+        _print([_forecast_row(each) for each in found], as_json=False)
+    return 0
+
+
+def _forecast_row(each: whatif.Forecast) -> dict[str, Any]:
+    held = [eni.ips for eni in each.enis]
+    return {
+        "pods": each.pods,
+        "interfaces": len(held),
+        "addresses": sum(held),
+        "on each": " ".join(map(str, held)),
+        "free": sum(held) - each.pods + each.waiting,
+        "waiting": each.waiting,
+        "EC2 calls": ", ".join(f"{n} {call}" for call, n in each.ec2_calls.items()),
+    }
 
 
 # --------------------------------------------------------------------------- printing
