@@ -59,6 +59,12 @@ setup: $(TREE) cni/bin/aws-cni $(VENV)/.model  ## Only what the others need firs
 docs: setup  ## Render the pages that are tables of the code
 	$(PY) -m tests.house.pages
 
+.PHONY: bench
+bench: setup  ## How fast a pod is wired, beside the kernel's floor and Debian's ptp; ARGS="--quick --only NAME"
+	@[ -x /usr/lib/cni/ptp ] || [ "$$(id -u)" != 0 ] || \
+	  apt-get install -q -y --no-install-recommends containernetworking-plugins linux-libc-dev >/dev/null
+	$(PY) -m tests.bench $(ARGS)
+
 .PHONY: readme
 readme: setup  ## Run the lab and paste what it shows into the README
 	$(PY) -m tests.lab demo | $(PY) -m tests.house.paste README.md

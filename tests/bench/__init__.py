@@ -1,0 +1,1 @@
+"""How fast a pod gets its network, beside the kernel's own floor and Debian's ptp, in one run."""

@@ -1,0 +1,160 @@
+"""`python -m tests.bench`, what `make bench` runs: all figures in one run, shown and written down.
+
+Everything is proved to work before it is measured, and nothing may be left after. What is measured,
+and how, does not belong here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench import figures, rivals, stopwatch
+from tests.lab import spaces, world
+from tests.lab.node import Node
+from tests.lab.whole import Lab
+
+HISTORY = Path(__file__).with_name("history.jsonl")
+LARGE = "m5.24xlarge"  # 15 interfaces of 50 addresses each
+INSTALL = "apt-get install --no-install-recommends containernetworking-plugins"
+
+
+def main(argv: list[str]) -> int:
+    """Measure and print; 0 unless something that was measured did not work."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    names = list(figures.REACH)
+    parser.add_argument("--only", choices=names, action="append", help="this figure (repeatable)")
+    parser.add_argument("--quick", action="store_true", help="fewer calls, a smaller large node")
+    parser.add_argument("--no-history", action="store_true", help="do not write the run down")
+    args = parser.parse_args(argv)
+    if not spaces.is_main():
+        if reason := spaces.forbidden():
+            sys.stderr.write(f"{reason}\n")
+            return 2
+        spaces.enter([sys.executable, "-m", "tests.bench", *argv])
+    try:
+        found = measure(set(args.only or names), quick=args.quick)
+    except stopwatch.BenchError as failed:
+        sys.stderr.write(f"{failed}\n")
+        return 1
+    show(found)
+    if not args.no_history:
+        write_down(found, quick=args.quick)
+    return 0
+
+
+def measure(wanted: set[str], *, quick: bool) -> list[figures.Figure]:
+    """Build a node and its rivals, prove them, run the cases, prove that nothing is left."""
+    # On a disk and not on the session's tmpfs: a flush must cost what it costs.
+    folder = Path(tempfile.mkdtemp(prefix="vpcledger-bench-", dir="/var/tmp"))
+    program = stopwatch.build(folder)
+    cases = [case for case, names in figures.CASES.items() if wanted & set(names)]
+    large = figures.crowded in cases
+    with Lab(nodes=0, attach_delay=0.0, throttle=None, directory=folder) as lab:
+        interfaces = 15 if large and not quick else 6
+        node = large_node(lab)
+        node.start_daemon(
+            WARM_ENI_TARGET=str(interfaces),
+            MAX_ENI=str(interfaces),
+            IP_COOLDOWN_PERIOD="1",
+        )
+        ours, ptp = rivals.ours(node, program), rivals.ptp(folder, program)
+        floor = rivals.Floor(folder, node.bin / "aws-cni", program)
+        if ptp is None:
+            say(f"ptp is not installed, so what is compared with it is left out: {INSTALL}")
+        n, crowd, many = (60, 60, 250) if quick else (300, 240, 700)
+        bench = figures.Bench(node, ours, ptp, floor, n, crowd, many)
+        say("waiting for the node's addresses")
+        figures.await_free(node, crowd - 10)
+        found: list[figures.Figure] = []
+        try:
+            prove(bench)
+            for case in cases:
+                say(f"measuring {', '.join(figures.CASES[case])}")
+                found += case(bench)
+            prove(bench)
+        finally:
+            for each in (*bench.plugins(), floor):
+                each.close()
+            if ptp:
+                ptp.host.close()
+    return [each for each in found if each.figure in wanted]
+
+
+def large_node(lab: Lab) -> Node:
+    """A node in a subnet with room for all its pods."""
+    zone = f"{lab.ec2.meta.region_name}a"
+    made = lab.ec2.create_subnet(
+        VpcId=lab.world.vpc, CidrBlock="10.0.16.0/20", AvailabilityZone=zone
+    )
+    [group] = lab.world.security_groups
+    [instance] = world.launch(lab.ec2, made["Subnet"]["SubnetId"], group, 1, LARGE)
+    node = Node("node1", instance, lab.fabric)
+    lab.nodes.append(node)
+    node.boot()
+    return node
+
+
+def prove(bench: figures.Bench) -> None:
+    """All plugins work and leave nothing."""
+    for plugin in bench.plugins():
+        plugin.prove()
+    if left := figures.leases(bench.node):
+        raise stopwatch.BenchError(f"{left} leases are left")
+
+
+def say(text: str) -> None:
+    """Progress, beside the results."""
+    sys.stderr.write(f"{text}\n")
+
+
+def record(each: figures.Figure) -> dict[str, object]:
+    """A figure as one JSON object."""
+    return {
+        "figure": each.figure,
+        "ratio": round(each.ratio, 3),
+        "reach": each.reach,
+        "p50_us": round(each.p50_us),
+        "p99_us": round(each.p99_us),
+        "n": each.n,
+    }
+
+
+def show(found: list[figures.Figure]) -> None:
+    """A table, then one JSON line for each figure."""
+    print(f"{'figure':22} {'ratio':>8} {'reach':>8}  {'p50 us':>8} {'p99 us':>8} {'n':>6}")
+    for each in found:
+        sign = ">=" if "rate" in each.figure else "<="
+        verdict = "reached" if each.reached else "not yet"
+        print(
+            f"{each.figure:22} {each.ratio:8.3f} {sign}{each.reach:6g}  {each.p50_us:8.0f}"
+            f" {each.p99_us:8.0f} {each.n:6}  {verdict}; {each.note}"
+        )
+    for each in found:
+        print(json.dumps(record(each)))
+
+
+def write_down(found: list[figures.Figure], *, quick: bool) -> None:
+    """Append the run to the history, with what it was run on."""
+    git = ["git", "-C", str(HISTORY.parent), "describe", "--always", "--dirty"]
+    run = {
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kernel": platform.release(),
+        "quick": quick,
+    }
+    with HISTORY.open("a") as history:
+        for each in found:
+            note = {**dataclasses.asdict(each), **record(each)}["note"]
+            history.write(json.dumps({**run, **record(each), "note": note}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

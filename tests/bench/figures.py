@@ -1,0 +1,282 @@
+"""The figures: each a ratio of two things measured in the same run, turn and turn about.
+
+Absolute times on a shared machine drift by a factor of two within an hour; ratios of interleaved
+measurements do not. `REACH` says what is aimed at. How a figure is shown does not belong here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from reconciler.providers import kernel
+from tests.bench import rivals
+from tests.bench.stopwatch import BenchError
+from tests.lab import node as nodes
+from tests.lab.node import Node
+
+REACH = {
+    "add_p50_vs_ptp": 0.20,
+    "add_p50_vs_floor": 1.4,
+    "del_p50_vs_ptp": 0.3,
+    "add_rate30_vs_ptp": 10.0,
+    "del_rate30_vs_ptp": 5.0,
+    "add_p50_1000_vs_10": 1.5,
+    "observe_1000_vs_recv": 3.0,
+    "start_to_add_s": 1.0,
+    "rss_mib": 120.0,
+}
+"""What is aimed at; a rate should be above, everything else below."""
+
+ROUND = 10
+"""Pods that are there at most while one call at a time is measured."""
+LEASES_AT_START = 250
+_FILL_DEADLINE = 60.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Figure:
+    """One result; `note` says what the ratio is made of, in microseconds or per second."""
+
+    figure: str
+    ratio: float
+    p50_us: float
+    p99_us: float
+    n: int
+    note: str
+
+    @property
+    def reach(self) -> float:
+        """What is aimed at."""
+        return REACH[self.figure]
+
+    @property
+    def reached(self) -> bool:
+        """Is it there?"""
+        return self.ratio >= self.reach if "rate" in self.figure else self.ratio <= self.reach
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bench:
+    """Who takes part, and how thorough to be: `n` calls of each kind, `many` pods for a large node."""
+
+    node: Node
+    ours: rivals.Plugin
+    ptp: rivals.Plugin | None
+    floor: rivals.Floor
+    n: int
+    crowd: int
+    many: int
+
+    def plugins(self) -> tuple[rivals.Plugin, ...]:
+        """Ours and, where it is installed, ptp."""
+        return (self.ours, self.ptp) if self.ptp else (self.ours,)
+
+
+Times = dict[str, list[int]]
+
+
+def sequential(bench: Bench) -> Iterator[Figure]:
+    """One call at a time: floor, ours and ptp for the same pod number, in an order that turns."""
+    for each in (*bench.plugins(), bench.floor):
+        each.have(ROUND)
+    add: Times = {}
+    gone: Times = {}
+    actors: list[Callable[[int, bool], None]] = [
+        lambda pod, there: _floor(bench, pod, add, gone, there=there),
+        *(_caller(plugin, add, gone) for plugin in bench.plugins()),
+    ]
+    for turn in range(max(1, bench.n // ROUND)):
+        order = actors[turn % len(actors) :] + actors[: turn % len(actors)]
+        for there, pod, act in itertools.product((True, False), range(ROUND), order):
+            act(pod, there)
+    floor = sum(statistics.median(add[part]) for part in ("wiring", "sync", "echo")) / 1e3
+    parts = ", ".join(f"{part} {_p50(add[part]):.0f}" for part in ("wiring", "sync", "echo"))
+    if bench.ptp:
+        yield _times("add_p50_vs_ptp", add["ours"], _p50(add["ptp"]), f"ptp {_p50(add['ptp']):.0f}")
+    yield _times("add_p50_vs_floor", add["ours"], floor, f"floor {floor:.0f}: {parts}")
+    if bench.ptp:
+        waits = f"ptp {_p50(gone['ptp']):.0f}, the kernel's own {_p50(gone['wiring']):.0f}"
+        yield _times("del_p50_vs_ptp", gone["ours"], _p50(gone["ptp"]), waits)
+
+
+def _caller(plugin: rivals.Plugin, add: Times, gone: Times) -> Callable[[int, bool], None]:
+    def act(pod: int, there: bool) -> None:
+        verb, into = ("ADD", add) if there else ("DEL", gone)
+        into.setdefault(plugin.name, []).append(plugin.one(verb, pod))
+
+    return act
+
+
+def _floor(bench: Bench, pod: int, add: Times, gone: Times, *, there: bool) -> None:
+    if there:
+        add.setdefault("wiring", []).append(bench.floor.wire(pod))
+        add.setdefault("sync", []).append(bench.floor.sync())
+        add.setdefault("echo", []).append(bench.floor.echo(bench.ours.call("ADD", pod)))
+    else:
+        gone.setdefault("wiring", []).append(bench.floor.unwire(pod))
+
+
+def rate(bench: Bench) -> Iterator[Figure]:
+    """Thirty callers: a phase of additions, then one of deletions, for each in turn."""
+    for each in bench.plugins():
+        each.have(bench.crowd)
+    took: dict[tuple[str, str], list[int]] = {}
+    for turn in range(2):
+        for plugin in bench.plugins()[:: 1 if turn % 2 else -1]:
+            for verb in ("ADD", "DEL"):
+                whole = plugin.many(verb, range(bench.crowd))
+                took.setdefault((plugin.name, verb), []).append(whole)
+    if not bench.ptp:
+        return
+    for verb in ("ADD", "DEL"):
+        us, them = (2 * bench.crowd / sum(took[who, verb]) * 1e9 for who in ("ours", "ptp"))
+        each = 30 / us * 1e6
+        yield Figure(f"{verb.lower()}_rate30_vs_ptp", us / them, each, 0.0, 2 * bench.crowd,
+                     f"ours {us:.0f}/s, ptp {them:.0f}/s")  # fmt: skip
+
+
+def crowded(bench: Bench) -> Iterator[Figure]:
+    """The same additions with ten pods on the node and with very many, namespaces made beforehand."""
+    ours, probes = bench.ours, range(bench.many, bench.many + ROUND)
+    await_free(bench.node, bench.many + 2 * ROUND)
+    ours.have(bench.many + ROUND)
+    turns = max(2, bench.n // ROUND // 2)
+    ours.many("ADD", range(ROUND))
+    few = _additions(ours, probes, turns)
+    ours.many("ADD", range(ROUND, bench.many))
+    full = _additions(ours, probes, turns)
+    yield _times("add_p50_1000_vs_10", full, _p50(few),
+                 f"{bench.many} pods against {ROUND}: {_p50(few):.0f}")  # fmt: skip
+    yield _observing(bench)
+    ours.many("DEL", range(bench.many))
+
+
+def _additions(ours: rivals.Plugin, pods: Sequence[int], turns: int) -> list[int]:
+    took = []
+    for _ in range(turns):
+        took += [ours.one("ADD", pod) for pod in pods]
+        ours.many("DEL", pods)
+    return took
+
+
+def _observing(bench: Bench) -> Figure:
+    """The daemon's look at the kernel beside a program that only receives the same dumps."""
+    looking, receiving = [], []
+    eye = bench.node.netns.run(kernel.Kernel)
+    for _ in range(20):
+        receiving.append(bench.ours.watch.dump())
+        began = time.perf_counter_ns()
+        eye.observe()
+        looking.append(time.perf_counter_ns() - began)
+    eye.close()
+    note = f"receiving {_p50(receiving):.0f}, {bench.many} pods"
+    return _times("observe_1000_vs_recv", looking, _p50(receiving), note)
+
+
+def memory(bench: Bench) -> Iterator[Figure]:
+    """What the daemon and its child hold after many additions and deletions."""
+    bench.ours.have(bench.crowd)
+    assert bench.node.daemon is not None
+    before, rounds = rivals.resident_mib(bench.node.daemon.pid), max(1, bench.n // 40)
+    for _, verb in itertools.product(range(rounds), ("ADD", "DEL")):
+        bench.ours.many(verb, range(bench.crowd))
+    after = rivals.resident_mib(bench.node.daemon.pid)
+    count = rounds * bench.crowd
+    yield Figure(
+        "rss_mib", after, 0, 0, count, f"MiB; {before:.0f} before {count} pods came and went"
+    )
+
+
+def start(bench: Bench) -> Iterator[Figure]:
+    """SIGKILL, no way to EC2 or instance metadata, then from the start of the process to an ADD."""
+    node, ours = bench.node, bench.ours
+    leases = min(LEASES_AT_START, bench.many)
+    ours.have(leases + 1)
+    await_free(node, leases + 1)
+    ours.many("ADD", range(leases))
+    took = []
+    node.netns.command("nft", "-f", "-", stdin=_DEAD)
+    for _ in range(3):
+        node.kill_daemon()
+        began = time.perf_counter_ns()
+        _spawn(node)
+        while ours.watch.run([ours.call("ADD", leases)])[1][0].status:
+            if time.perf_counter_ns() - began > 30e9:
+                raise BenchError(f"no pod was served in 30 s after a start:\n{node.tail()}")
+            time.sleep(0.002)  # a refused connection is no event to wait for
+        took.append(time.perf_counter_ns() - began)
+        ours.one("DEL", leases)
+    node.netns.command("nft", "delete", "table", "ip", "dead")
+    ours.many("DEL", range(leases))
+    yield Figure("start_to_add_s", statistics.median(took) / 1e9, _p50(took), max(took) / 1e3,
+                 len(took), f"seconds, with {leases} leases, EC2 and metadata dead")  # fmt: skip
+
+
+def _spawn(node: Node) -> None:
+    """The daemon's process and nothing else: `start_daemon` installs first, and waits for more."""
+    with node.log.open("ab") as log:
+        node.daemon = node.netns.run(
+            subprocess.Popen,
+            [nodes._product(), "daemon"],
+            env=node._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+_DEAD = """
+table ip dead {
+  chain out {
+    type filter hook output priority 0;
+    ip daddr 169.254.0.0/16 drop
+  }
+}
+"""
+
+CASES: dict[Callable[[Bench], Iterator[Figure]], tuple[str, ...]] = {
+    sequential: ("add_p50_vs_ptp", "add_p50_vs_floor", "del_p50_vs_ptp"),
+    rate: ("add_rate30_vs_ptp", "del_rate30_vs_ptp"),
+    crowded: ("add_p50_1000_vs_10", "observe_1000_vs_recv"),
+    memory: ("rss_mib",),
+    start: ("start_to_add_s",),
+}
+"""Which case measures which figures."""
+
+
+def await_free(node: Node, count: int) -> None:
+    """Wait until the daemon has so many free addresses; EC2's pace is no event, so look now and then."""
+    deadline, free = time.monotonic() + _FILL_DEADLINE, 0
+    while free < count:
+        if time.monotonic() > deadline:
+            raise BenchError(f"only {free} of {count} addresses are free:\n{node.tail()}")
+        said = node.product(
+            "sql", "--json", "SELECT count(*) AS n FROM v_addresses WHERE state = 'free'"
+        )
+        free = json.loads(said.stdout)[0]["n"] if said.returncode == 0 else 0
+        if free < count:
+            time.sleep(0.2)
+
+
+def leases(node: Node) -> int:
+    """Leases that are open."""
+    return len(json.loads(node.product("show", "pods", "--json").stdout))
+
+
+def _times(name: str, ours: list[int], other_us: float, note: str) -> Figure:
+    return Figure(name, _p50(ours) / other_us, _p50(ours), _p99(ours), len(ours), note)
+
+
+def _p50(ns: list[int]) -> float:
+    return statistics.median(ns) / 1e3
+
+
+def _p99(ns: list[int]) -> float:
+    return sorted(ns)[min(len(ns) - 1, int(len(ns) * 0.99))] / 1e3
