@@ -63,7 +63,7 @@ def measure(wanted: set[str], *, quick: bool) -> list[figures.Figure]:
         node.start_daemon(
             WARM_ENI_TARGET=str(interfaces),
             MAX_ENI=str(interfaces),
-            IP_COOLDOWN_PERIOD="1",
+            IP_COOLDOWN_PERIOD="0",
         )
         ours, ptp = rivals.ours(node, program), rivals.ptp(folder, program)
         floor = rivals.Floor(folder, node.bin / "aws-cni", program)
@@ -81,8 +81,9 @@ def measure(wanted: set[str], *, quick: bool) -> list[figures.Figure]:
                 found += case(bench)
             prove(bench)
         finally:
-            for each in (*bench.plugins(), floor):
-                each.close()
+            floor.close()
+            for plugin in bench.plugins():
+                plugin.close()
             if ptp:
                 ptp.host.close()
     return [each for each in found if each.figure in wanted]

@@ -6,6 +6,7 @@ measurements do not. `REACH` says what is aimed at. How a figure is shown does n
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -83,8 +84,9 @@ Times = dict[str, list[int]]
 
 def sequential(bench: Bench) -> Iterator[Figure]:
     """One call at a time: floor, ours and ptp for the same pod number, in an order that turns."""
-    for each in (*bench.plugins(), bench.floor):
-        each.have(ROUND)
+    bench.floor.have(ROUND)
+    for plugin in bench.plugins():
+        plugin.have(ROUND)
     add: Times = {}
     gone: Times = {}
     actors: list[Callable[[int, bool], None]] = [
@@ -126,19 +128,22 @@ def rate(bench: Bench) -> Iterator[Figure]:
     """Thirty callers: a phase of additions, then one of deletions, for each in turn."""
     for each in bench.plugins():
         each.have(bench.crowd)
-    took: dict[tuple[str, str], list[int]] = {}
+    whole: dict[tuple[str, str], int] = collections.Counter()
+    by_verb: dict[str, list[int]] = {"ADD": [], "DEL": []}
     for turn in range(2):
         for plugin in bench.plugins()[:: 1 if turn % 2 else -1]:
-            for verb in ("ADD", "DEL"):
-                whole = plugin.many(verb, range(bench.crowd))
-                took.setdefault((plugin.name, verb), []).append(whole)
+            for verb, took in by_verb.items():
+                together, calls = plugin.many(verb, range(bench.crowd))
+                whole[plugin.name, verb] += together
+                if plugin is bench.ours:
+                    took.extend(calls)
     if not bench.ptp:
         return
-    for verb in ("ADD", "DEL"):
-        us, them = (2 * bench.crowd / sum(took[who, verb]) * 1e9 for who in ("ours", "ptp"))
-        each = 30 / us * 1e6
-        yield Figure(f"{verb.lower()}_rate30_vs_ptp", us / them, each, 0.0, 2 * bench.crowd,
-                     f"ours {us:.0f}/s, ptp {them:.0f}/s")  # fmt: skip
+    for verb, took in by_verb.items():
+        us, them = (len(took) / whole[who, verb] * 1e9 for who in ("ours", "ptp"))
+        note = f"ours {us:.0f}/s, ptp {them:.0f}/s"
+        name = f"{verb.lower()}_rate30_vs_ptp"
+        yield Figure(name, us / them, _p50(took), _p99(took), len(took), note)
 
 
 def crowded(bench: Bench) -> Iterator[Figure]:

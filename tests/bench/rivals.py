@@ -47,13 +47,13 @@ class Plugin:
         """Nanoseconds of one call; BenchError if it fails."""
         return self.watch.call(self.call(verb, pod))
 
-    def many(self, verb: str, pods: Sequence[int], *, together: int = 30) -> int:
-        """Nanoseconds for all of these pods; BenchError if one call fails."""
+    def many(self, verb: str, pods: Sequence[int], *, together: int = 30) -> tuple[int, list[int]]:
+        """Nanoseconds for all of these pods, and of each; BenchError if one call fails."""
         calls = [self.call(verb, pod) for pod in pods]
         whole, taken = self.watch.run(calls, together=together)
         for call, each in zip(calls, taken, strict=True):
             require(call, each)
-        return whole
+        return whole, [each.ns for each in taken]
 
     def prove(self) -> None:
         """A pod is given its network, pings the host, and is taken away: BenchError if it is not."""
