@@ -100,6 +100,7 @@ class Lease:
     """An address held by a sandbox interface; `container_id` and `ifname` are its key while it is open.
 
     A waiting lease has no address yet. `reason` says why it ended (or what a waiting one waits for).
+    `adopted`: another CNI wired it, so the pod's own end is as that one made it.
     """
 
     id: int
@@ -120,6 +121,7 @@ class Lease:
     created_at: int = 0
     ended_at: int | None = None
     reason: str = ""
+    adopted: bool = False
 
 
 # --------------------------------------------------------------------------- the kernel

@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from ledger.schema.cloud import addresses, boots, enis, metadata, node, prefixes
 from ledger.schema.columns import word
 from ledger.schema.pods import cni_requests, installed, late_deletes, leases
-from ledger.schema.record import api_calls, findings, intents, journal, settings
+from ledger.schema.record import api_calls, findings, intents, journal, settings, takeovers
 from ledger.schema.referee import TRIGGERS
 from ledger.schema.views import VIEWS
 
@@ -37,13 +37,14 @@ __all__ = [
     "node",
     "prefixes",
     "settings",
+    "takeovers",
     "word",
 ]
 
 APPLICATION_ID = 0x76706C67
 """'vplg': the mark in the file's header by which a ledger is told from any other SQLite file."""
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every revision there ever was, oldest first; the last is the head, which `ddl` makes."""
 
 _STAMP = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import CheckConstraint, Column, Integer, Text, literal_column
+from sqlalchemy import text as sql
 
 
 def text(name: str, comment: str, *more: Any, null: bool = False, key: bool = False) -> Column[str]:
@@ -27,10 +28,17 @@ def moment(name: str, comment: str, *, null: bool = False) -> Column[int]:
     return Column(name, Integer, nullable=null, comment=comment)
 
 
-def flag(name: str, comment: str) -> Column[int]:
-    """0 or 1 (the CHECK is in the column, so that no table forgets it)."""
+def flag(name: str, comment: str, *, usual: str | None = None) -> Column[int]:
+    """0 or 1 (the CHECK is in the column, so that no table forgets it); `usual` if it is not said."""
     yes_or_no = CheckConstraint(f"{name} IN (0, 1)", name=f"{name}_is_yes_or_no")
-    return Column(name, Integer, yes_or_no, nullable=False, comment=comment)
+    return Column(
+        name,
+        Integer,
+        yes_or_no,
+        nullable=False,
+        server_default=None if usual is None else sql(usual),
+        comment=comment,
+    )
 
 
 def one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:

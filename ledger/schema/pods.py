@@ -13,7 +13,7 @@ from sqlalchemy import text as sql
 
 from ledger import model
 from ledger.schema.cloud import metadata
-from ledger.schema.columns import moment, number, one_of, text
+from ledger.schema.columns import flag, moment, number, one_of, text
 
 leases = Table(
     "leases",
@@ -38,6 +38,7 @@ leases = Table(
     moment("activated_at", "When the sandbox was wired.", null=True),
     moment("ended_at", "When it ended.", null=True),
     text("reason", "Why it ended, or what it waits for: a reason code."),
+    flag("adopted", "1 if another CNI had wired it and this one took it over.", usual="0"),
     one_of("state", get_args(model.LeaseState)),
     CheckConstraint("family IN (4, 6)", name="family_is_known"),
     CheckConstraint("(state = 'ended') = (ended_at IS NOT NULL)", name="ended_has_its_time"),

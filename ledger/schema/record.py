@@ -103,6 +103,21 @@ Index(
     sqlite_where=sql("closed_at IS NULL"),
 )
 
+takeovers = Table(
+    "takeovers",
+    metadata,
+    number("id", "Row number.", key=True),
+    moment("at", "When."),
+    text("origin", "What ran the node's network before."),
+    text("checkpoint", "The file its allocations were read from."),
+    number("leases", "Pods whose leases were taken over."),
+    number("stale", "Allocations whose sandbox was gone already."),
+    number("quarantined", "Addresses in use by somebody nobody could name; no pod gets them."),
+    moment("handed_back_at", "When the node was given back.", null=True),
+    comment="When this node was taken over from another CNI, and what was found.",
+    sqlite_strict=True,
+)
+
 journal = Table(
     "journal",
     metadata,

@@ -66,9 +66,10 @@ _LONGEST_RESTED = Statement(
     )
     .order_by(_addresses.c.rested_since)
 )
+_NOT_AT_FIRST = frozenset({"id", "activated_at", "ended_at", "adopted"})
 _INSERT = Statement(
     insert(_leases),
-    [column.name for column in _leases.c if column.name not in {"id", "activated_at", "ended_at"}],
+    [column.name for column in _leases.c if column.name not in _NOT_AT_FIRST],
 )
 _STOP_WAITING = Statement(
     update(_leases)

@@ -20,11 +20,11 @@ from ledger import database, errors, file, migrate, reads, schema, writes
 TREE = Path(__file__).parents[2]
 SHIPPED = migrate.shipped()
 SECOND = '''
-"""A second revision, for this test."""
+"""One more revision, for this test."""
 import os, signal
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision = "0002", "0001"
+revision, down_revision = "9999", "{head}"
 def upgrade():
     op.add_column("boots", sa.Column("kernel", sa.Text, nullable=True))
     op.get_bind().exec_driver_sql("DELETE FROM late_deletes")
@@ -36,8 +36,10 @@ def history(tmp_path: Path, then: str = "") -> migrate.History:
     """The shipped scripts and one more that adds a column, empties a table, and does `then`."""
     scripts = tmp_path / "migrations"
     shutil.copytree(SHIPPED.scripts, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0002_test.py").write_text(SECOND.format(then=f"    {then}"))
-    return migrate.History(scripts, (*SHIPPED.revisions, "0002"))
+    (scripts / "versions" / "9999_test.py").write_text(
+        SECOND.format(then=f"    {then}", head=SHIPPED.revisions[-1])
+    )
+    return migrate.History(scripts, (*SHIPPED.revisions, "9999"))
 
 
 def dump(path: Path) -> list[tuple[str, str, str]]:
@@ -113,10 +115,10 @@ def test_an_older_file_is_copied_and_migrated(path: Path, tmp_path: Path) -> Non
     remember(path)
     longer = history(tmp_path)
     assert migrate.bring_to_head(path, longer) == "migrated"
-    assert state(path) == (0, 5, ["0002"])
+    assert state(path) == (0, 5, ["9999"])
     (copy,) = copies(path)
-    assert ".0001." in copy.name
-    assert state(copy) == (1, 4, ["0001"])
+    assert f".{SHIPPED.revisions[-1]}." in copy.name
+    assert state(copy) == (1, 4, [SHIPPED.revisions[-1]])
     assert migrate.bring_to_head(path, longer) == "unchanged"
     views = {name for kind, name, _ in dump(path) if kind == "view"}
     assert views == {view.name for view in schema.VIEWS}
@@ -153,7 +155,7 @@ def test_a_newer_file_is_refused_and_not_a_byte_of_it_changes(path: Path, tmp_pa
         lambda: database.Ledger.open(newer),
         lambda: database.Ledger.open(newer, read_only=True),
     ):
-        with pytest.raises(errors.NewerSchema, match="0002"):
+        with pytest.raises(errors.NewerSchema, match="9999"):
             attempt()
         assert family() == before
     assert copies(newer) == []
@@ -171,7 +173,7 @@ def test_a_migration_killed_halfway_leaves_the_old_file_usable(
         "import os, signal, sys, pathlib; from ledger import migrate\n"
         "def killed(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
         "if sys.argv[3] == 'after the script': migrate._lay_views = killed\n"
-        "history = migrate.History(pathlib.Path(sys.argv[2]), ('0001', '0002'))\n"
+        "history = migrate.History(pathlib.Path(sys.argv[2]), (*migrate.shipped().revisions, '9999'))\n"
         "migrate.bring_to_head(pathlib.Path(sys.argv[1]), history)"
     )
     done = subprocess.run(
@@ -182,7 +184,7 @@ def test_a_migration_killed_halfway_leaves_the_old_file_usable(
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert state(path) == (1, 4, ["0001"])
+    assert state(path) == (1, 4, [SHIPPED.revisions[-1]])
     assert len(copies(path)) == 1
     assert migrate.bring_to_head(path) == "unchanged"
     with database.Ledger.open(path) as ledger, ledger.read() as tx:
@@ -203,11 +205,13 @@ def test_a_failing_migration_says_where_the_copy_is_and_changes_nothing(
 ) -> None:
     """By itself, or because it would leave an address without its interface."""
     remember(path)
-    with pytest.raises(errors.MigrationError, match="stays at schema 0001") as refused:
+    with pytest.raises(
+        errors.MigrationError, match=f"stays at schema {SHIPPED.revisions[-1]}"
+    ) as refused:
         migrate.bring_to_head(path, history(tmp_path, fault))
     (copy,) = copies(path)
     assert str(copy) in str(refused.value)
-    assert state(path) == (1, 4, ["0001"])
+    assert state(path) == (1, 4, [SHIPPED.revisions[-1]])
     assert migrate.bring_to_head(path) == "unchanged"
 
 
