@@ -57,7 +57,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 def lease(row: Row) -> model.Lease:
     """Of a row of LEASE, whose last column is a flag."""
-    return model.Lease(*row[:-1], adopted=bool(row[-1]))
+    return model.Lease(*row[:-1], bool(row[-1]))
 
 
 def eni(row: Row) -> model.Eni:
