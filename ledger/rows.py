@@ -57,7 +57,8 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 def lease(row: Row) -> model.Lease:
     """Of a row of LEASE, whose last column is a flag."""
-    return model.Lease(*row[:-1], bool(row[-1]))
+    values = (*row[:-1], bool(row[-1]))
+    return model.Lease(*values)
 
 
 def eni(row: Row) -> model.Eni:
