@@ -248,6 +248,37 @@ class Installed:
     state: InstalledState = "pending"
 
 
+# --------------------------------------------------------------------------- what another CNI left
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """An address that another CNI's records give to a sandbox interface.
+
+    `cached`: the runtime keeps the result of its ADD and will DEL it. What the records leave out is
+    empty, `allocated_at` (ms) 0.
+    """
+
+    container_id: str
+    ifname: str
+    network: str
+    address: str
+    pod_namespace: str = ""
+    pod_name: str = ""
+    netns: str = ""
+    allocated_at: int = 0
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """The records another CNI left on this host: allocations, and a sentence for each unreadable file."""
+
+    checkpoint: str
+    allocations: tuple[Allocation, ...] = ()
+    faults: tuple[str, ...] = ()
+
+
 # --------------------------------------------------------------------------- the two sides of a plan
 
 
@@ -270,7 +301,10 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """All a plan needs of the ledger, read in one snapshot: open rows only."""
+    """All a plan needs of the ledger, read in one snapshot: open rows only.
+
+    `took_over`: another CNI ran this node, and what it made beside what we want is ours to clear away.
+    """
 
     node: Node | None
     enis: tuple[Eni, ...] = ()
@@ -279,6 +313,7 @@ class Desired:
     leases: tuple[Lease, ...] = ()
     installed: tuple[Installed, ...] = ()
     intents: tuple[Intent, ...] = ()
+    took_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)

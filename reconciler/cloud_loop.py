@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from ledger import database, model, reads, writes
 from reconciler import cloud as clouds
@@ -32,6 +33,16 @@ LOOK_IS_FRESH_MS = 60_000
 """How old a look at EC2 may be and still allow something to be given back."""
 
 
+class Heritage(Protocol):
+    """What another CNI gave out before us, to be entered together with the interfaces."""
+
+    def enter(self, tx: database.Write, seen: model.ObservedCloud) -> None:
+        """Write it down."""
+
+    def settle(self) -> None:
+        """Do what follows, once it is written down."""
+
+
 class CloudLoop:
     """Converges one node's interfaces and addresses, for one thread at a time."""
 
@@ -44,6 +55,7 @@ class CloudLoop:
     ) -> None:
         self.ledger, self.cloud, self.settings, self.clock = ledger, cloud, settings, clock
         self.capacity_changed: Callable[[], None] = lambda: None
+        self.heritage: Callable[[], Heritage | None] = lambda: None
         self._seen: model.ObservedCloud | model.Unknown = model.Unknown("not asked yet", 0)
         self._look_wanted = True
         self._look_pause, self._look_not_before = LOOK_PAUSE_MS[0], 0
@@ -141,6 +153,7 @@ class CloudLoop:
         """Ask EC2; remember the answer, adopt what is new, mark what is missing. False if it is down."""
         seen = self.cloud.observe()
         self._heard(seen)
+        heritage = self.heritage()
         now = self.clock()
         with self.ledger.write(durable=True) as tx:
             record.calls(tx, self.cloud.calls(), now)
@@ -149,7 +162,11 @@ class CloudLoop:
                 return False
             writes.close_finding(tx, "ec2_down", "", now)
             changed = writes.adopt(tx, seen, now)
+            if heritage is not None:
+                heritage.enter(tx, seen)
         self._seen, self._look_wanted = seen, False
+        if heritage is not None:
+            heritage.settle()
         if changed:
             self.capacity_changed()
         return True

@@ -19,11 +19,22 @@ from pathlib import Path
 
 from apscheduler.schedulers import background
 
-from ledger import database, migrate, reads, writes
-from reconciler import cloud, cloud_loop, lanes, logs, loop, privileges, recovery, server, verbs
+from ledger import database, migrate, model, reads, writes
+from reconciler import (
+    cloud,
+    cloud_loop,
+    lanes,
+    logs,
+    loop,
+    privileges,
+    recovery,
+    server,
+    takeover,
+    verbs,
+)
 from reconciler import settings as knobs
 from reconciler.planner import actions
-from reconciler.providers import host, kernel
+from reconciler.providers import host, kernel, upstream
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +42,8 @@ STOP_SECONDS = 5.0
 """How long calls and lanes may take to end after SIGTERM; intents make a harder end harmless."""
 TIDY_INTERVAL_S = 60
 SETTLE_MS = 100
+CHECKPOINT_MS = 1_000
+"""How long the VPC CNI's checkpoint may be behind the leases: it is written whole."""
 
 
 def clock() -> int:
@@ -47,6 +60,7 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     end = End()
     prepare_folders(settings)
     publisher = privileges.Publisher(lambda text: host.place(settings.conflist_path, text))
+    inheritance = upstream.observe(settings.checkpoint, settings.cni_cache_dir)  # root's files
     privileges.become(settings.uid)
     logs.start(settings.log_level, settings.log_file)
     migrate.bring_to_head(Path(settings.ledger_path))
@@ -55,7 +69,7 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
             writes.record_settings(
                 tx, [(r.name, r.value, r.raw, r.source) for r in readings], clock()
             )
-        daemon = Daemon(book, settings, publisher)
+        daemon = Daemon(book, settings, publisher, inheritance)
         try:
             daemon.start()
             end.wait()
@@ -119,9 +133,14 @@ class Daemon:
     """The parts of one running daemon."""
 
     def __init__(
-        self, book: database.Ledger, settings: knobs.Settings, publisher: privileges.Publisher
+        self,
+        book: database.Ledger,
+        settings: knobs.Settings,
+        publisher: privileges.Publisher,
+        inheritance: model.Inheritance,
     ) -> None:
         self.ledger, self.settings, self.publisher = book, settings, publisher
+        self.inheritance = inheritance
         self.boot_id = host.boot_id(settings.boot_id_path)
         self.kernel = kernel.Kernel()
         self.cloud = cloud.Cloud(settings)
@@ -131,6 +150,7 @@ class Daemon:
         self.kernel_lane = self._lane("kernel", self._tick_kernel)
         self.tidy_lane = self._lane("tidy", self._tick_tidy)
         self.wait_lane = self._lane("waits", self._tick_waits)
+        self.checkpoint_lane = self._lane("checkpoint", self._tick_checkpoint)
         self.verbs = verbs.Verbs(
             ledger=book,
             loop=self.loop,
@@ -145,6 +165,7 @@ class Daemon:
         self.loop.engine = self.server.run
         self.loop.capacity_changed = self.cloud_loop.capacity_changed = self._capacity_changed
         self.loop.eni_lost = self._eni_lost
+        self.cloud_loop.heritage = self._heritage
         self._publishing = threading.Lock()
         self._published = False
         self._said: dict[str, Sequence[actions.Note]] = {}
@@ -168,6 +189,7 @@ class Daemon:
             lane.start()
         self.kernel_lane.ring()
         self.cloud_lane.ring()
+        self.checkpoint_lane.ring()
         self._watching.start()
         self._scheduler.start()
 
@@ -181,10 +203,17 @@ class Daemon:
         for lane in self._lanes():
             if not lane.stop(STOP_SECONDS):
                 log.warning("a lane did not end in %s s; its intent is in the ledger", STOP_SECONDS)
+        self._tick_checkpoint()
         self.ledger.checkpoint()
 
     def _lanes(self) -> tuple[lanes.Lane, ...]:
-        return (self.kernel_lane, self.cloud_lane, self.tidy_lane, self.wait_lane)
+        return (
+            self.kernel_lane,
+            self.cloud_lane,
+            self.tidy_lane,
+            self.wait_lane,
+            self.checkpoint_lane,
+        )
 
     def _lane(self, name: str, tick: lanes.Tick) -> lanes.Lane:
         def failed(text: str) -> None:
@@ -223,6 +252,15 @@ class Daemon:
         self.server.run(self.verbs.retry_waiting)
         return None
 
+    def _heritage(self) -> takeover.Heritage | None:
+        return takeover.heritage(
+            self.ledger, self.loop, self.settings, self.boot_id, self.inheritance, clock
+        )
+
+    def _tick_checkpoint(self) -> int | None:
+        takeover.leave_checkpoint(self.ledger, self.inheritance, clock)
+        return None
+
     def _eni_lost(self) -> None:
         self.cloud_loop.look_again()
         self.cloud_lane.ring()
@@ -233,6 +271,7 @@ class Daemon:
             self.cloud_lane.ring()
         else:
             self.cloud_lane.ring_at(clock() + SETTLE_MS)
+            self.checkpoint_lane.ring_at(clock() + CHECKPOINT_MS)
 
     def _capacity_changed(self) -> None:
         self.wait_lane.ring()

@@ -34,6 +34,10 @@ REASONS: dict[str, str] = {
     "drift": "The kernel differs from what the ledger says; the text names what is missing.",
     "ledger_lost": "The ledger is new, but pods of a lost one live here: put a copy of it back and start"
     " again, or drain the node and reboot it. Nothing is removed or given out meanwhile.",
+    "takeover_unreadable": "A record of the CNI that ran this node could not be read; the text says which."
+    " Addresses that its pods show in the kernel are kept from other pods all the same.",
+    "checkpoint_unwritable": "The VPC CNI's checkpoint could not be written; without it that CNI could"
+    " not take this node back. Check the folder's permissions and space.",
     "kernel_unreadable": "The kernel's tables could not be read; they are read again at the next look.",
     "lane_failed": "A background lane failed and is tried again after a pause; the text is its error.",
     "conflist_unwritable": "The conflist could not be put in place: check the folder's permissions.",
@@ -50,6 +54,7 @@ REASONS: dict[str, str] = {
     "setup_failed": "The sandbox could not be wired; its address was given back.",
     "gave_up_waiting": "The sandbox was deleted while it waited for an address.",
     "reboot": "The node was rebooted; the sandbox did not survive it.",
+    "takeover_stale": "The pod was gone already when this node was taken over.",
     "swept": "The sandbox was gone though no deletion arrived; two sources agreed.",
 }
 """Every reason code with its sentence; documented in deploy/docs/reasons.md, held there by a test."""

@@ -158,6 +158,13 @@ class Settings:
     run_dir: str = knob("VPCLEDGER_RUN_DIR", "/var/run/aws-node", _text)
     """Folder of the socket vpcledger.sock that the launcher calls."""
 
+    checkpoint: str = knob("AWS_VPC_K8S_CNI_BACKING_STORE", "/var/run/aws-node/ipam.json", _text)
+    """File in which the VPC CNI keeps its allocations. It is read when a node is taken over, and written
+    from then on, so that the VPC CNI can take the node back."""
+
+    cni_cache_dir: str = knob("VPCLEDGER_CNI_CACHE_DIR", "/var/lib/cni/results", _text)
+    """Folder of the container runtime's cached CNI results, read when a node is taken over."""
+
     uid: int = knob("VPCLEDGER_UID", 65532, _integer(0), strict=True)
     """User the daemon becomes after its start as root; it keeps CAP_NET_ADMIN and nothing else. 0 keeps
     the user and still drops all other capabilities."""

@@ -31,6 +31,7 @@ from ledger.reads.nouns import (
     open_findings,
     open_lease,
     refused_in_a_row,
+    took_over,
     unknown_intents,
     waiting,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "query",
     "refused_in_a_row",
     "show",
+    "took_over",
     "unknown_intents",
     "waiting",
 ]

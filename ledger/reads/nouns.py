@@ -114,7 +114,10 @@ _CALLS = Statement(
     .where(schema.api_calls.c.at >= bindparam("since"))
     .order_by(schema.api_calls.c.at)
 )
-_ANY_LEASE = Statement(select(func.max(_leases.c.id)))
+_TAKEOVER = Statement(
+    select(schema.takeovers.c.id).where(schema.takeovers.c.handed_back_at.is_(None))
+)
+_ANY_LEASE = Statement(select(func.max(_leases.c.id)).where(_leases.c.claimed_at.is_not(None)))
 _FINDINGS = Statement(
     select(schema.findings.c.code, schema.findings.c.subject).where(
         schema.findings.c.closed_at.is_(None)
@@ -174,6 +177,7 @@ def desired(tx: Read, now: int) -> model.Desired:
         leases=tuple(map(rows.lease, tx.all(_LEASES))),
         installed=tuple(map(rows.installed, tx.all(_INSTALLED))),
         intents=tuple(map(rows.intent, tx.all(_INTENTS, now=now))),
+        took_over=took_over(tx),
     )
 
 
@@ -237,9 +241,14 @@ def unknown_intents(tx: Read) -> tuple[model.Intent, ...]:
 
 
 def ever_leased(tx: Read) -> bool:
-    """Has this ledger ever known a lease (that is not forgotten yet)?"""
+    """Has this ledger ever given out an address (that is not forgotten yet)? Waiting is no lease."""
     row = tx.one(_ANY_LEASE)
     return row is not None and row[0] is not None
+
+
+def took_over(tx: Read) -> bool:
+    """Was this node taken over from another CNI?"""
+    return tx.one(_TAKEOVER) is not None
 
 
 def open_findings(tx: Read) -> set[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """Every change we make, by name; each writes its journal line in the caller's transaction.
 
 `leases` who holds an address, `cloud` what EC2 lets us have and `adoption` what it shows, `kernel` what
-we installed, `intents` what was asked of EC2, `record` what was said and found. Reading does not belong
-here.
+we installed, `intents` what was asked of EC2, `record` what was said and found, `takeover` what another
+CNI left. Reading does not belong here.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from ledger.writes.record import (
     record_request,
     record_settings,
 )
+from ledger.writes.takeover import adopt_lease, hand_back, record_takeover
 
 __all__ = [
     "Taken",
@@ -59,6 +60,7 @@ __all__ = [
     "addresses_released",
     "addresses_releasing",
     "adopt",
+    "adopt_lease",
     "all_pending",
     "claim",
     "close_finding",
@@ -70,6 +72,7 @@ __all__ = [
     "eni_state",
     "forget_installed",
     "forget_owner_installed",
+    "hand_back",
     "installed_failed",
     "intent_done",
     "intent_failed",
@@ -91,4 +94,5 @@ __all__ = [
     "record_node",
     "record_request",
     "record_settings",
+    "record_takeover",
 ]

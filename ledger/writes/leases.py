@@ -211,6 +211,12 @@ def _choose(tx: Write, family: int, now: int) -> tuple[str | None, str | None]:
     return None, None
 
 
+def of_key(tx: Write, container_id: str, ifname: str, family: int = 4) -> model.Lease | None:
+    """The open lease of a sandbox interface."""
+    row = tx.one(_OPEN, container_id=container_id, ifname=ifname, family=family)
+    return None if row is None else rows.lease(row)
+
+
 def activate(tx: Write, lease_id: int, now: int) -> None:
     """The sandbox is wired (or was found to be, for a lease in doubt). An active one stays as it is."""
     row = tx.one(_ACTIVATE, id=lease_id, activated_at=now)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import actions, limits, pool, wiring
+from reconciler.planner import actions, limits, pool, takeover, wiring
 
 WIRED = frozenset({"attaching", "attached", "usable"})
 
@@ -65,6 +65,8 @@ def kernel(
                 actions.Note("pod_link_gone", f"{name}, lease {row.owner}: sandbox is gone")
             )
     named = tuple(row.thing for row in desired.installed)
+    if desired.took_over:
+        named += takeover.twins(wanted)
     return actions.Plan(wiring.diff(wanted, observed, named), notes=tuple(notes))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ledger import model
 from reconciler import settings as knobs
@@ -41,24 +41,20 @@ class PodWiring:
     """What one pod interface needs, in the order in which it is made.
 
     `host` is in the node's namespace (its link makes the pod's end as well), `pod` in the pod's own,
-    `sysctls` are written by the launcher; a file that does not exist is passed over (no IPv6).
+    `sysctls` are written by the launcher; a file that does not exist is passed over (no IPv6). `end` is
+    the pair's other end as the pod sees it; not to be put, only to be compared.
     """
 
     host: tuple[model.KernelObject, ...]
     pod: tuple[model.KernelObject, ...]
     sysctls: tuple[model.Sysctl, ...]
+    end: model.Link
 
     @property
     def link(self) -> model.Link:
         """The veth pair."""
         assert isinstance(self.host[0], model.Link)
         return self.host[0]
-
-    @property
-    def end(self) -> model.Link:
-        """The pair's other end as the pod sees it; not to be put, only to be compared."""
-        link = self.link
-        return model.Link(link.peer, mac=link.peer_mac, mtu=link.mtu, index=link.index + 1)
 
     @property
     def things(self) -> tuple[model.KernelObject, ...]:
@@ -103,21 +99,21 @@ def pod(lease: model.Lease, eni: model.Eni, settings: knobs.Settings) -> PodWiri
 
     The host finds the pod by a link route and rule 512; the pod's packets leave through the table of
     the interface that owns its address (rule 1536; main needs none). The pod sees its address as a
-    host address, a router out of nowhere and that router's MAC. ValueError while anything is missing.
+    host address, a router out of nowhere and that router's MAC. The pair of an adopted lease was made by
+    another CNI, which chose the pod's end. ValueError while anything is missing.
     """
     if not (lease.address and lease.host_ifname and lease.host_mac):
         raise ValueError(f"lease {lease.id} has no address, host link name or host MAC yet")
     host = f"{lease.address}/32"
     routed_by = table(eni)
     link = model.Link(
-        lease.host_ifname,
-        mac=lease.host_mac,
-        mtu=settings.mtu,
-        alias=alias(lease.id),
-        peer=lease.ifname,
-        peer_mac=pod_mac(lease.host_mac),
-        index=_FIRST_INDEX + 2 * (lease.id % _INDEXES),
+        lease.host_ifname, mac=lease.host_mac, mtu=settings.mtu, alias=alias(lease.id)
     )
+    end = model.Link(lease.ifname, mtu=settings.mtu)
+    if not lease.adopted:
+        index = _FIRST_INDEX + 2 * (lease.id % _INDEXES)
+        end = replace(end, mac=pod_mac(lease.host_mac), index=index + 1)
+        link = replace(link, peer=end.name, peer_mac=end.mac, index=index)
     to_pod = model.Route(host, link.name, protocol=PROTOCOL)
     rules = [model.Rule(TO_POD, MAIN, dst=host, protocol=PROTOCOL)]
     if routed_by != MAIN:
@@ -133,7 +129,7 @@ def pod(lease: model.Lease, eni: model.Eni, settings: knobs.Settings) -> PodWiri
         model.Sysctl(f"ipv6/conf/{link.name}/{name}", value)
         for name, value in (("accept_ra", "0"), ("accept_redirects", "1"), ("forwarding", "0"))
     )
-    return PodWiring((link, to_pod, *rules), inside, sysctls)
+    return PodWiring((link, to_pod, *rules), inside, sysctls, end)
 
 
 def eni(eni: model.Eni, link: str, settings: knobs.Settings) -> tuple[model.KernelObject, ...]:

@@ -12,6 +12,7 @@ What does not belong here: what a plugin should answer, and anything of EC2.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -153,9 +154,21 @@ class Kubelet:
         if result is None:
             raise CniError(conflist["name"], 0, "no plugin of the chain gave a result")
         sandbox.result = result
-        cached = {"kind": "cniCacheV1", "containerId": sandbox.container, "ifName": sandbox.ifname}
-        self._cached(conflist, sandbox).write_text(json.dumps({**cached, "result": result}))
+        self.keep(conflist, sandbox, result)
         return result
+
+    def keep(self, conflist: Json, sandbox: Sandbox, result: Json) -> None:
+        """Cache the result of an ADD as libcni does (api.go, cachedInfo)."""
+        cached = {
+            "kind": "cniCacheV1",
+            "containerId": sandbox.container,
+            "config": base64.b64encode(json.dumps(conflist).encode()).decode(),
+            "ifName": sandbox.ifname,
+            "networkName": conflist["name"],
+            "cniArgs": [pair.split("=", 1) for pair in self._arguments(sandbox).split(";")],
+            "result": result,
+        }
+        self._cached(conflist, sandbox).write_text(json.dumps(cached))
 
     def delete(self, sandbox: Sandbox, *, gone: bool = False) -> None:
         """DEL through the chain backwards; `gone`: the namespace and the cached result are gone."""

@@ -199,6 +199,8 @@ class Node:
             # With a single uid there is no other user to become.
             "VPCLEDGER_UID": "0" if spaces.tier() == "single" else "65532",
             "VPCLEDGER_BOOT_ID_PATH": str(self.boot_id),
+            "AWS_VPC_K8S_CNI_BACKING_STORE": str(self.run / "ipam.json"),
+            "VPCLEDGER_CNI_CACHE_DIR": str(self.cache),
             "HOST_CNI_BIN_PATH": str(self.bin),
             "HOST_CNI_CONFDIR_PATH": str(self.conf),
             "AWS_EC2_ENDPOINT": f"http://{fabric.API}",

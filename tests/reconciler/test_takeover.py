@@ -1,0 +1,123 @@
+"""A node that the VPC CNI ran, taken over with its pods alive, and given back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import spaces
+from tests.lab.kubelet import Sandbox
+from tests.lab.node import Node
+from tests.lab.upstream import Upstream
+from tests.lab.whole import Lab
+from tests.reconciler import live
+
+pytestmark = pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing()))
+WARM = {"WARM_IP_TARGET": "2", "MINIMUM_IP_TARGET": "8"}
+
+
+@pytest.fixture
+def old() -> Iterator[Upstream]:
+    """Two nodes: the VPC CNI on the first with two interfaces, a neighbour with our daemon on the second."""
+    with Lab(nodes=2, attach_delay=0.1, throttle=None) as lab:
+        upstream = Upstream(lab, lab.nodes[0], lab.kubelets[0])
+        upstream.lay_down()
+        lab.nodes[1].start_daemon()
+        yield upstream
+
+
+def leases(node: Node) -> dict[str, str]:
+    """Pod names and addresses of the open leases."""
+    found = live.rows(node, "SELECT pod_name, address FROM v_pods")
+    return {row["pod_name"]: row["address"] for row in found}
+
+
+def unmarked(node: Node) -> list[str]:
+    """Rules and routes of pods and interfaces that do not bear our protocol."""
+    rules = node.netns.command("ip", "rule").splitlines()
+    routes = node.netns.command("ip", "-4", "route", "show", "table", "all", "type", "unicast")
+    named = [line for line in rules if line.split(":")[0] in {"512", "1536", "32765"}]
+    named += [line for line in routes.splitlines() if " dev eni" in line or " table 2" in line]
+    return [line for line in named if "proto 201" not in line and "protocol 201" not in line]
+
+
+def test_live_pods_keep_their_addresses_and_the_node_becomes_ours(old: Upstream) -> None:
+    """On both interfaces; what bears no mark of ours is replaced, and a new pod gets another address."""
+    node, kubelet = old.node, old.kubelet
+    pods = [old.start(f"web-{n}") for n in range(6)]
+    peer = old.lab.kubelets[1].start("peer")
+    assert all(pod.ping(peer.address) for pod in pods)
+    node.start_daemon(**WARM)
+    live.until(lambda: leases(node) == {p.pod: p.address for p in pods}, "every pod has its lease")
+    live.until(lambda: not unmarked(node), "everything of the pods bears our mark")
+    assert all(pod.ping(peer.address) for pod in pods)
+    assert old.lab.fabric.drops() == {}
+    fresh = kubelet.start("fresh")
+    assert fresh.address not in {pod.address for pod in pods}
+    for pod in pods:
+        kubelet.check(pod)
+    kubelet.stop(pods[0])
+    kubelet.stop(pods[5])
+    assert pods[0].address not in leases(node).values()
+    assert pods[5].address not in node.netns.command("ip", "rule")
+
+
+def test_a_pod_that_was_gone_is_ended_and_its_rules_go(old: Upstream) -> None:
+    """Its namespace died without a DEL; the runtime has forgotten it as well."""
+    pods: list[Sandbox] = [old.start(f"web-{n}") for n in range(6)]
+    gone = pods[5]
+    gone.netns.close()
+    for path in old.node.cache.glob(f"*{gone.container}*"):
+        path.unlink()
+    old.node.start_daemon(**WARM)
+    live.until(lambda: len(leases(old.node)) == 5, "five leases")
+    live.until(lambda: gone.address not in old.node.netns.command("ip", "rule"), "no rule")
+    [row] = live.rows(old.node, "SELECT leases, stale, quarantined FROM takeovers")
+    assert row == {"leases": 5, "stale": 1, "quarantined": 0}
+    ended = live.rows(old.node, "SELECT pod_name, reason FROM v_leases WHERE state = 'ended'")
+    assert ended == [{"pod_name": "web-5", "reason": "takeover_stale"}]
+
+
+def test_without_its_records_the_kernel_tells(old: Upstream) -> None:
+    """A checkpoint cut short: the runtime's cache and the routes still name every address in use."""
+    pods = [old.start(f"web-{n}") for n in range(4)]
+    old.checkpoint.write_text(old.checkpoint.read_text()[:100])
+    nameless = pods[3]
+    for path in old.node.cache.glob(f"*{nameless.container}*"):
+        path.unlink()
+    old.node.start_daemon(**WARM)
+    live.until(lambda: len(leases(old.node)) == 4, "four leases")
+    named = leases(old.node)
+    assert {named[pod.pod] for pod in pods[:3]} == {pod.address for pod in pods[:3]}
+    assert nameless.address in named.values()
+    assert "takeover_unreadable" in live.findings(old.node)
+    assert all(pod.ping(pods[0].address) for pod in pods[1:])
+    fresh = [old.kubelet.start(f"new-{n}") for n in range(3)]
+    assert not {pod.address for pod in fresh} & {pod.address for pod in pods}
+
+
+def test_the_checkpoint_is_kept_for_the_way_back(old: Upstream) -> None:
+    """What the VPC CNI would have written, and it takes the node back with every pod alive."""
+    node = old.node
+    pods = [old.start(f"web-{n}") for n in range(3)]
+    node.start_daemon(**WARM)
+    ours = old.kubelet.start("ours")
+    old.kubelet.stop(pods.pop())
+    assert node.stop_daemon() == 0
+    written = json.loads(old.checkpoint.read_text())
+    assert {row["ipv4"] for row in written["allocations"]} == {p.address for p in (*pods, ours)}
+    before = {row["ipv4"]: row for row in old.allocations}
+    for row in written["allocations"]:
+        if row["ipv4"] in before:
+            stamp = before[row["ipv4"]].pop("allocationTimestamp")
+            assert abs(row.pop("allocationTimestamp") - stamp) < 1_000_000  # ours are milliseconds
+            assert row == before[row["ipv4"]]
+    assert set(old.take_back()) == {pod.address for pod in (*pods, ours)}
+    peer = old.lab.kubelets[1].start("peer")
+    assert all(pod.ping(peer.address) for pod in (*pods, ours))
+    for pod in (*pods, ours):
+        old.delete(pod)
+        assert pod.address not in node.netns.command("ip", "rule")
+        assert pod.address not in node.netns.command("ip", "route")
