@@ -29,15 +29,15 @@ def quick_check(path: Path) -> str:
     return "\n".join(line for (line,) in found)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged ledger with all that belongs to it, so that a new one can begin; its new name.
+def set_aside(path: Path, what: str = "damaged") -> Path:
+    """Rename a ledger with all that belongs to it, so that a new one can begin; its new name ends in `what`.
 
     The database goes first: what a crash in between leaves behind belongs to no file, and SQLite
     discards it when the new one begins. The other order could lose commits without a trace. Raises
     errors.Locked while a process writes it.
     """
     path = path.absolute()
-    aside = file.name_aside(path, "damaged")
+    aside = file.name_aside(path, what)
     with lock.held(path):
         for suffix in FAMILY:
             part = path.with_name(path.name + suffix)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +22,7 @@ from reconciler import settings as knobs
 from reconciler.planner import limits
 
 if TYPE_CHECKING:
-    from reconciler import whatif
+    from reconciler import shadow, whatif
 
 MOST_PODS: Final = 2000
 """More than `whatif` is asked for: the type that carries most addresses has room for 1512 pods."""
@@ -69,6 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     sql.add_argument("statement", help="one SELECT; the public views start with v_")
     sql.add_argument("--limit", type=int, default=1000, help="most rows to print")
     _whatif_parser(commands)
+    shadow = commands.add_parser(
+        "shadow", help="what a takeover of this node would do; does nothing"
+    )
+    shadow.add_argument(
+        "--once", action="store_true", help="look once instead of until interrupted"
+    )
+    shadow.add_argument("--every", type=int, default=60, metavar="S", help="seconds between looks")
+    shadow.add_argument("--json", action="store_true", help="print JSON, a line for each look")
+    shadow.set_defaults(run=_shadow)
+    handback = commands.add_parser("handback", help="give this node back to the VPC CNI (as root)")
+    handback.set_defaults(run=_handback)
     return parser
 
 
@@ -252,6 +264,57 @@ def _forecast_row(each: whatif.Forecast) -> dict[str, Any]:
         "waiting": each.waiting,
         "EC2 calls": sum(each.ec2_calls.values()),
     }
+
+
+def _shadow(arguments: argparse.Namespace, settings: knobs.Settings, _: object) -> int:
+    from reconciler import daemon, shadow
+
+    eyes = shadow.Shadow(settings, daemon.clock)
+    last = None
+    try:
+        while True:
+            try:
+                picture = eyes.look()
+            except errors.TryLater as refused:
+                if arguments.once:
+                    raise
+                print(f"vpcledger: {refused}", file=sys.stderr)
+            else:
+                if picture != last:
+                    _print_shadow(picture, as_json=arguments.json)
+                last = picture
+            if arguments.once:
+                return 1 if last is None else 0
+            time.sleep(arguments.every)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        eyes.close()
+
+
+def _print_shadow(picture: shadow.Picture, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(picture)), flush=True)
+        return
+    marks = len(picture.steps) - len(picture.differences)
+    print(f"{picture.leases} pods keep their addresses; {marks} objects would get our mark")
+    for address in picture.unnamed:
+        print(f"{address} is in use by a pod that no record names; it would be kept from others")
+    for fault in picture.faults:
+        print(f"unreadable: {fault}")
+    if picture.differences:
+        _print([dataclasses.asdict(step) for step in picture.differences], as_json=False)
+    else:
+        print("nothing else would change")
+    sys.stdout.flush()
+
+
+def _handback(_: argparse.Namespace, settings: knobs.Settings, __: object) -> int:
+    from reconciler import daemon, handback
+
+    for line in handback.hand_back(settings, daemon.clock):
+        print(line, flush=True)
+    return 0
 
 
 # --------------------------------------------------------------------------- printing

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -96,6 +99,82 @@ def test_without_its_records_the_kernel_tells(old: Upstream) -> None:
     assert all(pod.ping(pods[0].address) for pod in pods[1:])
     fresh = [old.kubelet.start(f"new-{n}") for n in range(3)]
     assert not {pod.address for pod in fresh} & {pod.address for pod in pods}
+
+
+def test_shadow_mode_says_what_would_be_done_and_touches_nothing(old: Upstream) -> None:
+    """Only marks differ; neither EC2 nor the kernel nor a file has changed."""
+    node = old.node
+    pods = [old.start(f"web-{n}") for n in range(6)]
+    before = (live.picture(node), old.checkpoint.read_text())
+    calls = live.changes(old.lab)
+    node.environment.update(WARM)
+    done = node.product("shadow", "--once", "--json")
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["leases"] == len(pods)
+    assert {step["why"] for step in seen["steps"]} == {"mark"}
+    assert (live.picture(node), old.checkpoint.read_text()) == before
+    assert live.changes(old.lab) == calls
+    assert not list(node.state.iterdir())
+    old.start("another")
+    node.netns.command("ip", "rule", "del", "prio", "1536", "from", f"{pods[5].address}/32")
+    told = node.product("shadow", "--once").stdout
+    assert "7 pods keep their addresses" in told
+    assert f"put rule 1536 from {pods[5].address}/32 lookup 2" in told
+
+
+def pings(pod: Sandbox, address: str) -> subprocess.Popen[str]:
+    """A stream of ten pings a second until it is interrupted; its output tells how many were lost."""
+    return pod.netns.run(
+        subprocess.Popen,
+        ["ping", "-i", "0.1", address],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lost(stream: subprocess.Popen[str]) -> tuple[int, int]:
+    """End a stream: how many were sent, and how many of them got no answer."""
+    stream.send_signal(signal.SIGINT)
+    told = stream.communicate(timeout=10)[0]
+    sent, received = map(int, re.findall(r"(\d+) (?:packets transmitted|received)", told))
+    return sent, sent - received
+
+
+def test_a_node_goes_over_and_back_and_over_again_under_traffic(old: Upstream) -> None:
+    """Streams from pods on both interfaces, to another node and to each other, lose nothing."""
+    node, kubelet = old.node, old.kubelet
+    pods = [old.start(f"web-{n}") for n in range(6)]
+    peer = old.lab.kubelets[1].start("peer")
+    streams = [pings(pods[0], peer.address), pings(pods[5], peer.address)]
+    streams += [pings(pods[1], pods[5].address), pings(peer, pods[4].address)]
+    try:
+        node.start_daemon(**WARM)
+        live.until(lambda: len(leases(node)) == 6, "six leases")
+        live.until(lambda: not unmarked(node), "everything bears our mark")
+        ours = kubelet.start("ours")
+        refused = node.product("handback")
+        assert refused.returncode == 1
+        assert "Stop that one first" in refused.stderr
+        assert node.stop_daemon() == 0
+        back = node.product("handback")
+        assert back.returncode == 0, back.stderr
+        assert "names 7 pods" in back.stdout
+        assert "proto 201" not in node.netns.command("ip", "rule")
+        assert "proto 201" not in node.netns.command("ip", "route", "show", "table", "all")
+        assert node.product("handback").returncode == 1  # and has not emptied the checkpoint
+        assert set(old.take_back()) == {pod.address for pod in (*pods, ours)}
+        old.delete(ours)
+        late = old.start("late")
+        node.start_daemon()
+        live.until(lambda: len(leases(node)) == 7, "seven leases")
+        assert leases(node)["late"] == late.address
+        live.until(lambda: not unmarked(node), "everything bears our mark again")
+    finally:
+        told = [lost(stream) for stream in streams]
+    assert all(sent > 10 for sent, _ in told)
+    assert [missing for _, missing in told] == [0, 0, 0, 0]
+    assert old.lab.fabric.drops() == {}
 
 
 def test_the_checkpoint_is_kept_for_the_way_back(old: Upstream) -> None:
