@@ -71,7 +71,7 @@ class CloudLoop:
         if self.settings.freeze == "cloud" or not self._identified():
             return ()
         self._settle_unknown()
-        if self._look_wanted:
+        if self._look_wanted or 0 < self._down_until <= self.clock():
             self._look()
         plan = self._plan_cloud()
         for _ in range(STEPS_PER_TICK):
@@ -104,17 +104,19 @@ class CloudLoop:
         return [budget.Made(op, at, not errors.is_trouble(code)) for op, at, code in rows]
 
     def next_at(self) -> int | None:
-        """When (ms) the cloud's lane has to run again at the latest for its own sake; None if never."""
+        """When (ms) the cloud's lane has to run again at the latest for its own sake; None if never.
+
+        Never now or earlier: what the tick just passed over at its time waits for something else.
+        """
+        now = self.clock()
         with self.ledger.read() as tx:
-            times = [reads.next_retry_at(tx, self.clock())]
+            times = [reads.next_retry_at(tx, now), self._budget_at]
             if reads.unknown_intents(tx):
-                times.append(self.clock() + record.SETTLE_AFTER_MS)
-        if self._down_until:
-            times.append(self._down_until)
-        times.append(self._budget_at)
+                times.append(now + record.SETTLE_AFTER_MS)
+        times.append(self._down_until)
         if self._look_pause > LOOK_PAUSE_MS[0]:
             times.append(self._look_not_before)
-        return min((time for time in times if time is not None), default=None)
+        return min((time for time in times if time is not None and time > now), default=None)
 
     def _heard(self, answer: object) -> None:
         """Keep the time for asking again in step with whether there was an answer."""

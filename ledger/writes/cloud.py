@@ -14,7 +14,7 @@ from sqlalchemy.dialects import sqlite
 
 from ledger import model, rows, schema
 from ledger.database import Statement, Write
-from ledger.writes import journal
+from ledger.writes import journal, kernel
 
 _boots, _enis, _addresses = schema.boots, schema.enis, schema.addresses
 _ONE: ColumnElement[int] = literal_column("1")
@@ -192,8 +192,11 @@ def eni_dot(tx: Write, eni_id: str, now: int) -> None:
 
 
 def eni_gone(tx: Write, eni_id: str, reason: str, now: int) -> None:
-    """EC2 has confirmed that the interface is gone, and with it its addresses."""
+    """EC2 has confirmed that the interface is gone, and with it its addresses and its link's objects."""
     tx.must_outlive_power()
+    kernel.forget_owner_installed(
+        tx, "eni", eni_id, now
+    )  # the next on its device has the same ones
     left = [address for (address,) in tx.all(_OF_ENI, eni_id=eni_id)]
     addresses_released(tx, left, now, reason)
     tx.run(_GONE, of=eni_id, reason=reason, now=now)

@@ -1,0 +1,218 @@
+"""The lab's EC2 and instance metadata behind the daemon's real providers, in this process.
+
+Real are providers.ec2 and providers.imds with all their classification and repetition, botocore's
+serializer and parser, the lab's front door with its buckets and faults, and the JSON of the pipe. Left out
+are sockets, signatures, botocore's adaptive limiter (it sleeps on the machine's clock) and the child as a
+process. Time is the story's. What goes wrong, and when, is the story's business and does not belong here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, Final
+from unittest import mock
+
+from ledger import model
+from reconciler import cloud as clouds
+from reconciler import settings as knobs
+from reconciler.planner import notation
+from reconciler.providers import ec2, imds
+from tests.lab import imds as metadata
+from tests.lab import inproc
+from tests.lab.cloud import Cloud
+from tests.lab.frontdoor import FrontDoor, _Call
+from tests.lab.reply import Reply
+
+CALL_S: Final = (0.02, 0.4)
+"""How long an EC2 call takes at least and at most."""
+
+Item = dict[str, Any]
+
+
+class Ec2Door(FrontDoor):
+    """EC2's front door, with somebody who watches one node's calls.
+
+    `arrives(action, params)` is called before a call of the node's is looked at, `leaves(action)` when it
+    has been carried out and its reply is on the way; either may raise what ends the daemon.
+    """
+
+    def __init__(self, cloud: Cloud, *, seed: int) -> None:
+        super().__init__(cloud, throttle=None, seed=seed)
+        self.node = ""
+        self.arrives: Callable[[str, Item], None] = lambda _action, _params: None
+        self.leaves: Callable[[str], None] = lambda _action: None
+        self._pace = random.Random(f"pace {seed}")
+        self._asked: str | None = None
+
+    def answer(self, form: str, authorization: str | None) -> Reply | None:
+        """As the front door does, in the time that a call takes."""
+        reply = super().answer(form, authorization)
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._take_time()
+            self.leaves(asked)
+        return reply
+
+    def _meet_faults(self, call: _Call) -> None:
+        if call.who == self.node:
+            self._take_time()
+            self.arrives(call.action, call.params)
+            self._asked = call.action
+        super()._meet_faults(call)
+
+    def _take_time(self) -> None:
+        self.cloud.clock.sleep(self._pace.uniform(*CALL_S) / 2)
+
+
+class Metadata(metadata.Imds):
+    """Instance metadata whose list of interfaces may leave some out or show what is not so.
+
+    `hides` are interface ids and addresses, `invents` items as EC2 would show them; `down` answers 500.
+    """
+
+    def __init__(self, cloud: Cloud) -> None:
+        super().__init__(cloud)
+        self.hides: set[str] = set()
+        self.invents: list[Item] = []
+        self.down = False
+
+    def answer(self, instance_id: str, method: str, path: str, headers: Mapping[str, str]) -> Reply:
+        """As the service does, or 500."""
+        return Reply(500, b"") if self.down else super().answer(instance_id, method, path, headers)
+
+    def _interfaces(self, instance: Item) -> list[Item]:
+        shown = []
+        for eni in (*super()._interfaces(instance), *self.invents):
+            if eni["NetworkInterfaceId"] in self.hides:
+                continue
+            private = eni.get("PrivateIpAddresses", [])
+            kept = [a for a in private if a["Primary"] or a["PrivateIpAddress"] not in self.hides]
+            shown.append({**eni, "PrivateIpAddresses": kept})
+        return shown
+
+
+class _Connection:
+    """The part of http.client's connection that the imds provider uses."""
+
+    def __init__(self, service: Metadata, instance_id: str) -> None:
+        self._service, self._instance_id = service, instance_id
+        self._reply = Reply(500, b"")
+
+    def request(self, method: str, path: str, headers: dict[str, str]) -> None:
+        lower = {name.lower(): value for name, value in headers.items()}
+        self._reply = self._service.answer(self._instance_id, method, path, lower)
+
+    def getresponse(self) -> SimpleNamespace:
+        return SimpleNamespace(status=self._reply.status, read=lambda: self._reply.body)
+
+    def close(self) -> None:
+        pass
+
+
+class Time:
+    """The time module as the providers use it, on the story's clock; `skew_ms` is the node's error."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self.skew_ms = 0
+
+    def time_ns(self) -> int:
+        return self.now_ms() * 1_000_000
+
+    def now_ms(self) -> int:
+        """What the node's clock shows, in ms since the epoch."""
+        return int(self._cloud.clock.now() * 1000) + self.skew_ms
+
+    def monotonic(self) -> float:
+        return self._cloud.clock.now()
+
+    def sleep(self, seconds: float) -> None:
+        self._cloud.clock.sleep(seconds)
+        with self._cloud.lock:
+            self._cloud.run_due()
+
+
+class _Child:
+    """The child that holds the providers, without a process: the same answers through the same JSON."""
+
+    process = SimpleNamespace(pid=0)
+
+    def __init__(self, hands: clouds._Hands, lost: Callable[[], bool]) -> None:
+        self._hands, self._lost = hands, lost
+
+    def ask(self, question: dict[str, object], _patience_s: float) -> dict[str, Any]:
+        asked = notation.read(json.loads(json.dumps(notation.written(question))))
+        if self._lost():
+            raise clouds._LostError("the child ended", sent=True, code="ConnectionClosed")
+        answer = self._hands.answer(asked["do"], asked["node"], asked)
+        made = [vars_of(call) for call in self._hands.calls]
+        self._hands.calls.clear()
+        reply: dict[str, Any] = json.loads(
+            json.dumps(notation.written({"answer": answer, "calls": made}))
+        )
+        return reply
+
+    def end(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+
+def vars_of(call: ec2.Call) -> dict[str, object]:
+    """A call's fields, as the child writes them."""
+    return {name: getattr(call, name) for name in ec2.Call.__slots__}
+
+
+@contextlib.contextmanager
+def opened(
+    door: Ec2Door, service: Metadata, time: Time, rng: random.Random, lost: Callable[[], bool]
+) -> Iterator[None]:
+    """Have every cloud.Cloud made meanwhile talk to `door` and `service`, on the story's clock."""
+
+    def child(settings: knobs.Settings) -> _Child:
+        hands = clouds._Hands(settings)
+        hands._imds._connection = _Connection(service, door.node)  # type: ignore[assignment]
+        return _Child(hands, lost)
+
+    def client(_region: str, _settings: knobs.Settings) -> Any:
+        return inproc.client(door, door.node)
+
+    with (
+        mock.patch.object(clouds, "_Child", child),
+        mock.patch.object(clouds, "time", time),
+        mock.patch.object(ec2, "_client", client),
+        mock.patch.object(ec2, "time", time),
+        mock.patch.object(ec2, "random", rng),
+        mock.patch.object(imds, "time", time),
+    ):
+        yield
+
+
+def truth(cloud: Cloud, instance_id: str) -> dict[str, Item]:
+    """The instance's interfaces as they are at this moment, whatever anybody is shown, by id.
+
+    Attached ones and those that carry the instance's tag.
+    """
+    with cloud.lock:
+        cloud.run_due()
+        return {
+            eni["NetworkInterfaceId"]: eni
+            for eni in cloud.scan("interface")
+            if eni.get("Attachment", {}).get("InstanceId") == instance_id
+            or any(tag["Value"] == instance_id for tag in eni.get("TagSet", ()))
+        }
+
+
+def secondaries(eni: Item) -> set[str]:
+    """The addresses of an interface but for its primary one, those of delegated prefixes included."""
+    return {a["PrivateIpAddress"] for a in eni["PrivateIpAddresses"] if not a["Primary"]}
+
+
+def unknown(why: str) -> model.Unknown:
+    """An answer that nobody gave."""
+    return model.Unknown(why, 0)
