@@ -9,6 +9,7 @@ refused with a sentence. Behaviour that depends on a knob does not belong here.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,14 @@ from reconciler import errors
 
 
 class Invalid(ValueError):
-    """The text cannot be this knob's value; the message says what could."""
+    """The text cannot be this knob's value; the message says what could.
+
+    `usable` is the part of it that can be used all the same, instead of the default.
+    """
+
+    def __init__(self, could: str, usable: object = None) -> None:
+        super().__init__(could)
+        self.usable = usable
 
 
 def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -60,6 +68,44 @@ def _tags(text: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise Invalid('a JSON object of strings, such as {"team": "net"}')
     return tuple(sorted((k, v) for k, v in value.items() if "k8s.amazonaws.com" not in k))
+
+
+def _flag(text: str) -> bool:
+    """What Go's strconv.ParseBool takes."""
+    if text in {"1", "t", "T", "TRUE", "true", "True"}:
+        return True
+    if text in {"0", "f", "F", "FALSE", "false", "False"}:
+        return False
+    raise Invalid("true or false")
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    """IPv4 networks between commas; what is none is left out, as upstream does."""
+    good, bad = [], []
+    for each in filter(None, map(str.strip, text.split(","))):
+        try:
+            good.append(str(ipaddress.IPv4Network(each, strict=False)))
+        except ValueError:
+            bad.append(each)
+    if bad:
+        raise Invalid("IPv4 networks between commas, such as 10.1.0.0/16,10.2.0.0/16", tuple(good))
+    return tuple(good)
+
+
+def _mark(text: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= 0xFFFFFFFF:
+        raise Invalid("a whole number from 1 to 0xffffffff, such as 0x80")
+    return value
+
+
+def _random_snat(text: str) -> str:
+    if text not in {"prng", "hashrandom", "none"}:
+        raise Invalid("prng, hashrandom or none")
+    return text
 
 
 def _freeze(text: str) -> str:
@@ -110,6 +156,32 @@ class Settings:
 
     veth_prefix: str = knob("AWS_VPC_K8S_CNI_VETHPREFIX", "eni", _prefix, strict=True)
     """First letters of the host end of a pod's veth pair; at most four."""
+
+    external_snat: bool = knob("AWS_VPC_K8S_CNI_EXTERNALSNAT", False, _flag)
+    """Does somebody else (a NAT gateway, say) translate what pods send off the VPC? True: pods' packets
+    leave by their own interface with their own address. Connections opened before keep their way."""
+
+    exclude_snat_cidrs: tuple[str, ...] = knob("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", (), _networks)
+    """IPv4 networks off the VPC (peered, on premises) that pods reach with their own address, between
+    commas. Items that are none are left out."""
+
+    random_snat: Literal["prng", "hashrandom", "none"] = knob(
+        "AWS_VPC_K8S_CNI_RANDOMIZESNAT", "prng", _random_snat
+    )
+    """How source ports of translated connections are chosen: `prng` at random each, `hashrandom` by a
+    keyed hash of the connection, `none` keeps the pod's port where it is free."""
+
+    external_service_cidrs: tuple[str, ...] = knob("AWS_EXTERNAL_SERVICE_CIDRS", (), _networks)
+    """IPv4 networks that are reached through the main table, that is by the primary interface, whatever
+    interface the pod is on; between commas. Items that are none are left out."""
+
+    node_port_support: bool = knob("AWS_VPC_CNI_NODE_PORT_SUPPORT", True, _flag)
+    """Are answers to what comes in by the primary interface (NodePorts) sent out by it again, whatever
+    interface the pod is on?"""
+
+    connmark: int = knob("AWS_VPC_K8S_CNI_CONNMARK", 0x80, _mark)
+    """The bits of connection and packet marks that mean `by the primary interface`; other bits are never
+    touched. Connections with earlier bits keep their way until the next boot."""
 
     cluster_name: str = knob("CLUSTER_NAME", "", _text)
     """The cluster's name, written as a tag on the interfaces we make."""
@@ -245,6 +317,7 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, tuple[Reading, ...]]:
                     raise errors.Refused(
                         "bad_setting", f"{name}={raw!r} is not {bad}; correct it and start again"
                     ) from None
+                value = each.default if bad.usable is None else bad.usable
                 source = "invalid"
         values[each.name] = value
         readings.append(Reading(name, raw, str(value), source))

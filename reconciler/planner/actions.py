@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ledger import model
+from reconciler.planner import ruleset
 
 Lane = Literal["pod", "warm", "tidy"]
 """Who waits for a cloud call: a pod, the warm pool, or nobody (housekeeping). Served in this order."""
@@ -28,6 +29,20 @@ class Remove:
     """Unmake the kernel object."""
 
     thing: model.KernelObject
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceTable:
+    """Make our nftables table so, whole and in one transaction of the kernel's."""
+
+    table: ruleset.Table
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveTable:
+    """Unmake a table of the family ip; already gone is success."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,7 @@ class DeleteEni:
 
 
 KernelAction = Put | Remove
+NatAction = ReplaceTable | RemoveTable
 CloudAction = (
     CreateEni
     | AttachEni
@@ -103,7 +119,7 @@ CloudAction = (
     | DetachEni
     | DeleteEni
 )
-Action = KernelAction | CloudAction
+Action = KernelAction | NatAction | CloudAction
 
 
 @dataclass(frozen=True, slots=True)

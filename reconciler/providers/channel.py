@@ -1,4 +1,4 @@
-"""A NETLINK_ROUTE socket: requests out, the answer to each in.
+"""A netlink socket: requests out, the answer to each in.
 
 The kernel answers a request before `send` returns, so there is nothing to wait for but room: a batch is
 sent in parts small enough for the receive buffer to hold all answers. What the messages mean does not
@@ -7,6 +7,7 @@ belong here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -20,6 +21,7 @@ from reconciler.providers.netlink import Message, Refusal
 SOL_NETLINK = 270
 ADD_MEMBERSHIP = 1
 _CAP_ACK, _EXT_ACK, _STRICT = 10, 11, 12
+_NETLINK_NETFILTER = 12  # the socket module has no name for it
 
 DATAGRAM = 1 << 16
 """Bytes to read at once; the kernel fills up to 32 KiB of what the reader offers (netlink_dump)."""
@@ -40,6 +42,13 @@ def route_socket() -> socket.socket:
     """A new socket in the calling thread's namespace."""
     return socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    )
+
+
+def netfilter_socket() -> socket.socket:
+    """A new socket to the netfilter subsystems of the calling thread's namespace."""
+    return socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
     )
 
 
@@ -101,6 +110,37 @@ class Channel:
                         found[nth] = Answer(None, data)
             answers += (found[nth] for nth in range(len(part)))
         return answers
+
+    def transact(self, messages: list[Message]) -> Refusal | None:
+        """Send all as one transaction of nfnetlink's, in which the last but one asks for its answer.
+
+        The first refusal, or None once the kernel has committed. OSError when the socket itself fails.
+        """
+        first = self._send(messages)
+        committed = False
+        while True:
+            try:
+                data = self._socket.recv(DATAGRAM, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break  # the kernel has said all before `send` returned
+            for frame in netlink.frames(data):
+                nth = (frame.seq - first) & 0xFFFFFFFF
+                if nth >= len(messages) or frame.kind != netlink.ERROR:
+                    continue
+                refused = netlink.refusal(data, frame)
+                if refused is not None:
+                    self._drain()
+                    return refused
+                committed = True
+        if not committed:
+            raise OSError(errno.EPROTO, "the kernel did not answer a transaction")
+        return None
+
+    def _drain(self) -> None:
+        """Throw away what is left of an answer."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._socket.recv(DATAGRAM, socket.MSG_DONTWAIT)
 
     def dump(self, message: Message) -> list[bytes]:
         """All datagrams of a dump, of one that nothing interrupted. OSError if there is none to be had."""

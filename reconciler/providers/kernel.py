@@ -8,16 +8,14 @@ already there and already gone are success. Deciding what should be there does n
 from __future__ import annotations
 
 import os
-import select
-import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ledger import model
 from reconciler.planner import actions
-from reconciler.providers import batch, channel, rtnetlink
+from reconciler.providers import batch, channel, rtnetlink, watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,53 +77,9 @@ class Kernel:
         with channel.Channel.handed(pod.netlink_fd) as inside, self._changing:
             return batch.Batch(self._change, inside, pod.netns_fd).carry_out(steps)
 
-    def watch(self) -> Watch:
+    def watch(self) -> watch.Watch:
         """News of changes to links, IPv4 addresses, routes and rules of the node's namespace."""
-        return Watch()
-
-
-class Watch:
-    """Readable (`fileno`) when something has changed; `drain` takes the news in.
-
-    Iterating waits for each piece of news in turn. What changed is not said: look.
-    """
-
-    def __init__(self) -> None:
-        """Join the kernel's groups."""
-        self._socket = channel.route_socket()
-        self._socket.bind((0, 0))  # without a port of its own a socket is told nothing
-        for group in rtnetlink.GROUPS:
-            self._socket.setsockopt(channel.SOL_NETLINK, channel.ADD_MEMBERSHIP, group)
-
-    def fileno(self) -> int:
-        """The descriptor to poll for reading."""
-        return self._socket.fileno()
-
-    def drain(self) -> bool:
-        """Read all that is there; True if there was any. News lost for lack of room are news too."""
-        news = False
-        while True:
-            try:
-                self._socket.recv(channel.DATAGRAM, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return news
-            except OSError as failed:
-                if not channel.is_overrun(failed):
-                    raise
-            news = True
-
-    def __iter__(self) -> Iterator[None]:
-        """Wait for news, time after time, until the object is closed."""
-        poll = select.poll()
-        poll.register(self, select.POLLIN)
-        while self.fileno() >= 0:
-            poll.poll()
-            if self.fileno() >= 0 and self.drain():
-                yield
-
-    def close(self) -> None:
-        """Hear no more."""
-        self._socket.close()
+        return watch.Watch(channel.route_socket(), rtnetlink.GROUPS)
 
 
 def _observe(at: channel.Channel, where: model.Where) -> model.ObservedKernel | model.Unknown:

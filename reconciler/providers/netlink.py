@@ -110,6 +110,18 @@ def attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
     return found
 
 
+def each(data: bytes, kind: int) -> Iterator[bytes]:
+    """The attributes of that kind in a list that repeats it, in order."""
+    at, end = 0, len(data)
+    while at + 4 <= end:
+        length, found = _ATTRIBUTE.unpack_from(data, at)
+        if length < 4:
+            return
+        if found & _TYPE_MASK == kind:
+            yield data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
 def number(value: bytes) -> int:
     """An unsigned attribute in host order."""
     return int(_U32.unpack(value)[0])

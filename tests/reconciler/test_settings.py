@@ -39,12 +39,36 @@ def test_set_but_empty_counts_as_unset() -> None:
         ("AWS_VPC_K8S_CNI_LOGLEVEL", "loud"),
         ("VPCLEDGER_FREEZE", "yes"),
         ("HTTP_TIMEOUT", "3"),
+        ("AWS_VPC_K8S_CNI_EXTERNALSNAT", "yes"),
+        ("AWS_VPC_CNI_NODE_PORT_SUPPORT", "TrUe"),
+        ("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "prng "),
+        ("AWS_VPC_K8S_CNI_CONNMARK", "0"),
+        ("AWS_VPC_K8S_CNI_CONNMARK", "0x100000000"),
     ],
 )
 def test_what_upstream_would_silently_replace_is_replaced_and_said(name: str, raw: str) -> None:
     found, reading = one(name, raw)
     assert found == settings.Settings()
     assert (reading.source, reading.raw) == ("invalid", raw)
+
+
+def test_of_a_list_of_networks_what_can_be_used_is_used_and_the_rest_said() -> None:
+    """Upstream skips bad and IPv6 items; host bits are cut off, as the kernel would."""
+    found, reading = one(
+        "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "10.1.2.3/16, fd00::/8,home,10.9.0.1"
+    )
+    assert found.exclude_snat_cidrs == ("10.1.0.0/16", "10.9.0.1/32")
+    assert reading.source == "invalid"
+    found, reading = one("AWS_EXTERNAL_SERVICE_CIDRS", "10.1.0.0/16,")
+    assert found.external_service_cidrs == ("10.1.0.0/16",)
+    assert reading.source == "environment"
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"), [("128", 128), ("0x80", 0x80), ("0b100", 4), ("0o17", 15)]
+)
+def test_a_mark_is_read_in_the_base_its_prefix_says(raw: str, value: int) -> None:
+    assert one("AWS_VPC_K8S_CNI_CONNMARK", raw)[0].connmark == value
 
 
 @pytest.mark.parametrize(
