@@ -23,6 +23,7 @@ from tests.lab import (
     instances,
     interfaces,
     launches,
+    permissions,
     store,
     subnets,
     tags,
@@ -45,6 +46,7 @@ OPERATIONS: dict[str, Operation] = {
     **vpcs.OPERATIONS,
     **subnets.OPERATIONS,
     **groups.OPERATIONS,
+    **permissions.OPERATIONS,
     **types.OPERATIONS,
     **launches.OPERATIONS,
     **instances.OPERATIONS,
@@ -67,7 +69,7 @@ class Cloud(store.Store):
 
     - "instance-running" {instance}, then "attached" {eni} for each of its first interfaces
     - "attached" {eni}; "detached" {eni, instance_id}; "deleted" {eni_id}
-    - "addresses", "source-check", "groups" {eni}
+    - "addresses", "source-check", "groups" {eni}; "rules" {group}
     - "instance-terminated" {instance_id}
     """
 

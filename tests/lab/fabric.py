@@ -13,8 +13,9 @@ The source/destination check is one static rule: a source that has no route back
 came by (`fib saddr . iif oif`) is counted per port and source, and dropped. IPv4 and IPv6 alike.
 
 `Cloud.hooks` drive all of it, inside the call that caused it. One VPC address space per fabric:
-overlapping VPCs cannot share one. Not simulated: security groups, internet and NAT gateways, branch
-interfaces, latency.
+overlapping VPCs cannot share one. Security groups are `firewall`'s, what lies beyond the VPC is
+`beyond`'s. Not simulated: network ACLs, route tables per subnet, NAT gateways, branch interfaces,
+latency, and the fragments and path MTU of EC2.
 
 What does not belong here: what EC2 would allow (the Cloud), what a node does with its interfaces.
 """
@@ -31,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.lab.firewall import Firewall
 from tests.lab.spaces import RUN, Netns
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ class Fabric:
         for name, value in _SYSCTLS.items():
             self.netns.sysctl(name, value)
         self.netns.command("nft", "-f", "-", stdin=_RULES)
+        self._firewall = Firewall(self.netns)
         self._ip(
             f"address add {IMDS}/32 dev lo",
             f"address add {API}/32 dev lo",
@@ -188,6 +191,14 @@ class Fabric:
                     counted[devices.get(device, device), source] = counter
         return counted
 
+    def refusals(self) -> dict[tuple[str, str, str, str], int]:
+        """Packets that security groups refused: (interface id, "egress" or "ingress", from, to)."""
+        devices = {port.device: port.eni for port in self._ports.values()}
+        return {
+            (devices.get(device, device), way, source, destination): packets
+            for (device, way, source, destination), packets in self._firewall.refusals().items()
+        }
+
     def forget_drops(self) -> None:
         """Start counting afresh."""
         self.netns.command("nft", "flush set inet lab drops4; flush set inet lab drops6")
@@ -202,6 +213,10 @@ class Fabric:
             self._route(news["eni"])
         elif event == "source-check":
             self._check(news["eni"])
+        elif event == "groups":
+            self._guard(news["eni"])
+        elif event == "rules":
+            self._firewall.change(news["group"])
         elif event == "detached":
             self._unplug(news["eni"]["NetworkInterfaceId"])
         elif event == "instance-terminated":
@@ -243,12 +258,19 @@ class Fabric:
         self._route(eni)
         self._check(eni)
 
+    def _guard(self, eni: dict[str, Any]) -> None:
+        port = self._ports.get(eni["NetworkInterfaceId"])
+        if port is not None:
+            named = (self._cloud.get("group", group["GroupId"]) for group in eni["Groups"])
+            self._firewall.guard(port.device, eni, [group for group in named if group])
+
     def _unplug(self, eni: str) -> None:
         port = self._ports.pop(eni, None)
         if port is None:
             return
         if not port.checked:
             self.netns.command("nft", f"delete element inet lab unchecked {{ {port.device} }}")
+        self._firewall.release(port.device)
         self._ip(f"link delete {port.device}")
 
     def _route(self, eni: dict[str, Any]) -> None:
@@ -266,6 +288,7 @@ class Fabric:
             lines.append(f"route replace {destination} {how} dev {port.device}")
         port.routes = wanted
         self._ip(*lines)
+        self._guard(eni)
 
     def _check(self, eni: dict[str, Any]) -> None:
         port = self._ports.get(eni["NetworkInterfaceId"])

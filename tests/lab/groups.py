@@ -1,13 +1,13 @@
-"""Security groups: names, ids, who uses them. Rules are kept out: the lab filters no traffic.
+"""Security groups: names, ids, who uses them.
 
-Does not belong here: packets.
+Does not belong here: their rules (`permissions`), packets (`firewall`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.lab import errors, filters, tags
+from tests.lab import errors, filters, permissions, tags
 
 if TYPE_CHECKING:
     from tests.lab.cloud import Cloud
@@ -31,6 +31,9 @@ def add(
 ) -> Item:
     """Put a group into a VPC."""
     group_id = cloud.new_id("sg")
+    vpc = cloud.get("vpc", vpc_id) or {}
+    ipv6 = bool(vpc.get("Ipv6CidrBlockAssociationSet"))
+    entry = permissions.members_in(group_id, cloud.account) if name == "default" else []
     arn = f"arn:aws:ec2:{cloud.region}:{cloud.account}:security-group/{group_id}"
     group: Item = {
         "GroupId": group_id,
@@ -38,8 +41,8 @@ def add(
         "Description": description,
         "OwnerId": cloud.account,
         "VpcId": vpc_id,
-        "IpPermissions": [],
-        "IpPermissionsEgress": [],
+        "IpPermissions": entry,
+        "IpPermissionsEgress": permissions.everything_out(ipv6=ipv6),
         "SecurityGroupArn": arn,
         "Tags": labels or [],
     }

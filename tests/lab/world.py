@@ -42,6 +42,11 @@ def build(ec2: Any, *, instances: int = 2, instance_type: str = "m5.large") -> W
     group = ec2.create_security_group(
         GroupName="nodes", Description="Nodes of the cluster", VpcId=vpc
     )["GroupId"]
+    # As the cluster security group of EKS: its members may do anything to each other.
+    ec2.authorize_security_group_ingress(
+        GroupId=group,
+        IpPermissions=[{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}],
+    )
     return World(vpc, subnets, (group,), launch(ec2, subnets[0], group, instances, instance_type))
 
 
