@@ -87,10 +87,18 @@ class Cloud:
         return answer
 
     def observe(
-        self, source: Source = "ec2", eni_ids: tuple[str, ...] | None = None
+        self,
+        source: Source = "ec2",
+        eni_ids: tuple[str, ...] | None = None,
+        known: tuple[model.Eni, ...] = (),
     ) -> model.ObservedCloud | model.Unknown:
-        """What EC2 shows of these interfaces (None: of this node's), or all that IMDS shows."""
-        answer = self._ask_about({"do": "observe", "source": source, "eni_ids": eni_ids})
+        """What EC2 shows of these interfaces (None: of this node's), or all that IMDS shows.
+
+        `known` spares EC2 questions; see ec2.Ec2.observe.
+        """
+        answer = self._ask_about(
+            {"do": "observe", "source": source, "eni_ids": eni_ids, "known": known}
+        )
         assert isinstance(answer, model.ObservedCloud | model.Unknown)
         return answer
 
@@ -258,7 +266,7 @@ class _Hands:
                 return hands
             return actions.Outcome(asked["action"], "EndpointConnectionError", hands.why)
         if do == "observe":
-            return hands.observe(asked["eni_ids"])
+            return hands.observe(asked["eni_ids"], asked["known"])
         return hands.apply(asked["action"], asked["token"])
 
     def _of(self, node: model.Node | None) -> ec2.Ec2 | model.Unknown:

@@ -1,7 +1,7 @@
 """The loop's twin for EC2: who are we, what is in doubt, what does the pool want; then call and record.
 
 A mutation is a committed intent before it is sent and a committed outcome after. A reply that was lost
-is settled by its token or by looking. What to ask for is the planner's business, how EC2 is called the
+is settled by asking again what cannot be done twice, or by looking. What to ask for is the planner's business, how EC2 is called the
 child's.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ledger import database, model, reads, writes
+from reconciler import clock as clocks
 from reconciler import cloud as clouds
 from reconciler import errors, record
 from reconciler import settings as knobs
@@ -25,10 +26,13 @@ Notes = tuple[actions.Note, ...]
 
 STEPS_PER_TICK = 32
 """A tick ends after so many EC2 mutations; the next one goes on where it stopped."""
+LOOK = "DescribeNetworkInterfaces"
 LOOK_PAUSE_MS = (2_000, 120_000)
 """First and longest pause between looks that are made to give something back."""
 DOWN_PAUSE_MS = (1_000, 60_000)
 """First and longest pause before instance metadata or EC2, found down, is asked again unasked."""
+AUDIT_MS = 3_600_000
+"""How often EC2 is looked at though nothing is to be given back and nothing is in doubt."""
 LOOK_IS_FRESH_MS = 60_000
 """How old a look at EC2 may be and still allow something to be given back."""
 
@@ -57,22 +61,28 @@ class CloudLoop:
         self.capacity_changed: Callable[[], None] = lambda: None
         self.heritage: Callable[[], Heritage | None] = lambda: None
         self._seen: model.ObservedCloud | model.Unknown = model.Unknown("not asked yet", 0)
-        self._look_wanted = True
+        self._look_at = 0
+        """When to look at EC2 at the latest."""
+        with ledger.read() as tx:
+            self._calls_may_show_until = (reads.last_sent_at(tx) or 0) + writes.ADOPTION_LAG_MS
         self._look_pause, self._look_not_before = LOOK_PAUSE_MS[0], 0
         self._down_pause, self._down_until = DOWN_PAUSE_MS[0], 0
         self._budget_at: int | None = None
 
     def look_again(self) -> None:
         """Have the next tick look at EC2, whatever was seen before."""
-        self._look_wanted = True
+        self._look_at = 0
 
     def tick(self) -> Notes:
         """One round with EC2: who are we, what is in doubt, what does the pool want."""
         if self.settings.freeze == "cloud" or not self._identified():
             return ()
+        self._budget_at = None
+        if clocks.heed(self.ledger, self.clock):
+            self._clock_went_back()
         self._settle_unknown()
-        if self._look_wanted or 0 < self._down_until <= self.clock():
-            self._look()
+        if min(self._look_at, self._down_until or self._look_at) <= self.clock():
+            self._look_if_affordable()
         plan = self._plan_cloud()
         for _ in range(STEPS_PER_TICK):
             if not plan.cloud and record.wants_a_look(plan) and self._may_look_again():
@@ -89,14 +99,19 @@ class CloudLoop:
 
     def _affordable(self, plan: actions.Plan) -> actions.CloudStep | None:
         """The plan's first step that this node's share of EC2's buckets lets its lane make now."""
-        now, calls = self.clock(), self._calls()
-        self._budget_at = None
+        calls = self._calls()
         for step in plan.cloud:
-            at = budget.free_at(ec2.ACTION[type(step.action)], step.lane, calls, now)
-            if at <= now:
+            if self._has_token(ec2.ACTION[type(step.action)], step.lane, calls):
                 return step
-            self._budget_at = min(at, self._budget_at or at)
         return None
+
+    def _has_token(self, operation: str, lane: actions.Lane, calls: list[budget.Made]) -> bool:
+        """May this call be made now? If not, remember when."""
+        now = self.clock()
+        at = budget.free_at(operation, lane, calls, now)
+        if at > now:
+            self._budget_at = min(at, self._budget_at or at)
+        return at <= now
 
     def _calls(self) -> list[budget.Made]:
         with self.ledger.read() as tx:
@@ -111,9 +126,9 @@ class CloudLoop:
         now = self.clock()
         with self.ledger.read() as tx:
             times = [reads.next_retry_at(tx, now), self._budget_at]
-            if reads.unknown_intents(tx):
-                times.append(now + record.SETTLE_AFTER_MS)
-        times.append(self._down_until)
+            doubtful = reads.unknown_intents(tx)
+        times += [record.due_at(intent) for intent in doubtful]
+        times += [self._down_until, self._look_at]
         if self._look_pause > LOOK_PAUSE_MS[0]:
             times.append(self._look_not_before)
         return min((time for time in times if time is not None and time > now), default=None)
@@ -129,12 +144,25 @@ class CloudLoop:
     def _may_look_again(self) -> bool:
         """Look at EC2 unless it was just done in vain; the pause doubles while it stays in vain."""
         now = self.clock()
-        allowed = budget.free_at("DescribeNetworkInterfaces", "tidy", self._calls(), now) <= now
-        if now < self._look_not_before or not allowed:
+        if now < self._look_not_before:
             return False
         self._look_not_before = now + self._look_pause
         self._look_pause = min(self._look_pause * 2, LOOK_PAUSE_MS[1])
-        return self._look()
+        return self._look_if_affordable()
+
+    def _look_if_affordable(self) -> bool:
+        """Look, if the bucket lets us: housekeeping may wait, not so what a pod or the first sight needs."""
+        with self.ledger.read() as tx:
+            fresh = not any(eni.primary for eni in reads.desired(tx, self.clock()).enis)
+            waiting = bool(reads.waiting(tx))
+        lane: actions.Lane = "pod" if fresh or waiting else "tidy"
+        return self._has_token(LOOK, lane, self._calls()) and self._look()
+
+    def _clock_went_back(self) -> None:
+        """What is kept here of times is forgotten; the ledger has set its own right."""
+        self._seen = model.Unknown("the clock was set back since", 0)
+        self._look_not_before = self._down_until = self._look_at = 0
+        self.capacity_changed()
 
     def _identified(self) -> bool:
         with self.ledger.read() as tx:
@@ -153,7 +181,9 @@ class CloudLoop:
 
     def _look(self) -> bool:
         """Ask EC2; remember the answer, adopt what is new, mark what is missing. False if it is down."""
-        seen = self.cloud.observe()
+        with self.ledger.read() as tx:
+            known = reads.desired(tx, self.clock()).enis
+        seen = self.cloud.observe(known=known)
         self._heard(seen)
         heritage = self.heritage()
         now = self.clock()
@@ -166,7 +196,9 @@ class CloudLoop:
             changed = writes.adopt(tx, seen, now)
             if heritage is not None:
                 heritage.enter(tx, seen)
-        self._seen, self._look_wanted = seen, False
+        self._seen, self._look_at = seen, now + AUDIT_MS
+        if self._calls_may_show_until > now:
+            self._look_at = min(self._look_at, self._calls_may_show_until)
         if heritage is not None:
             heritage.settle()
         if changed:
@@ -178,7 +210,7 @@ class CloudLoop:
         with self.ledger.read() as tx:
             desired = reads.desired(tx, now)
         seen = self._seen
-        if isinstance(seen, model.ObservedCloud) and now - seen.at > LOOK_IS_FRESH_MS:
+        if isinstance(seen, model.ObservedCloud) and not 0 <= now - seen.at <= LOOK_IS_FRESH_MS:
             seen = model.Unknown("the last look at EC2 is too old to give anything back", seen.at)
         frozen = budget.freeze(self.settings.freeze, self._calls())
         self._tell_of_freeze(frozen)
@@ -208,23 +240,35 @@ class CloudLoop:
         with self.ledger.write(durable=True) as tx:
             record.cloud(tx, intent, step, outcome, self.clock())
         if outcome.outcome.unknown:
-            self._look_wanted = True
+            self._look_at = 0
         elif not outcome.outcome.error or isinstance(step.action, actions.DetachEni):
             self.capacity_changed()  # an interface that stays has to be wired again
         return not outcome.outcome.unknown and not outcome.outcome.error
 
     def _settle_unknown(self) -> None:
-        """A call whose reply was lost: repeat it where a token makes that safe, else look and compare."""
+        """Calls whose reply was lost: sent again where that does nothing twice, else looked for."""
+        now = self.clock()
         with self.ledger.read() as tx:
-            doubtful = reads.unknown_intents(tx)
-        if not doubtful:
-            return
-        for intent in doubtful:
+            due = [i for i in reads.unknown_intents(tx) if record.due_at(i) <= now]
+        frozen = budget.freeze(self.settings.freeze, self._calls()) if due else "none"
+        for intent in due:
             again = record.repeatable(intent)
-            if again is not None:
-                self._send(intent, again)
-        if self._look() and isinstance(self._seen, model.ObservedCloud):
+            if again is None:
+                self._look_at = 0
+            elif frozen == "none" or not budget.gives_back(again.action):
+                self._send_again(intent, again)
+        if all(record.repeatable(intent) for intent in due) or not self._look_if_affordable():
+            return
+        assert isinstance(self._seen, model.ObservedCloud)
+        with self.ledger.write(durable=True) as tx:
+            record.settle(tx, reads.unknown_intents(tx), self._seen, self.clock())
+        # What they did may show as late as EC2's picture lags, and is adopted then.
+        self._calls_may_show_until = self.clock() + writes.ADOPTION_LAG_MS
+        self._look_at = min(self._look_at, self._calls_may_show_until)
+        self.capacity_changed()
+
+    def _send_again(self, intent: model.Intent, step: actions.CloudStep) -> None:
+        if self._has_token(ec2.ACTION[type(step.action)], step.lane, self._calls()):
             with self.ledger.write(durable=True) as tx:
-                doubtful = reads.unknown_intents(tx)
-                record.settle(tx, doubtful, self._seen, self.clock())
-            self.capacity_changed()
+                record.resend(tx, intent, self.clock())
+            self._send(intent, step)

@@ -13,7 +13,7 @@ from typing import Any
 from ledger import database, model, reads, writes
 from reconciler import errors
 from reconciler.cloud import CloudOutcome
-from reconciler.planner import actions, notation, release
+from reconciler.planner import actions, budget, notation, release
 from reconciler.providers import ec2
 
 SETTLE_AFTER_MS = 5_000
@@ -73,7 +73,8 @@ def cloud(
         now=now,
     )
     if outcome.unknown:
-        writes.intent_unknown(tx, intent.id, outcome.error, outcome.text, now)
+        pause = min(SETTLE_AFTER_MS * 2 ** min(intent.attempts, 5), BACKOFF_MOST_MS)
+        writes.intent_unknown(tx, intent.id, outcome.error, outcome.text, now + pause, now)
         return
     if outcome.error:
         _failed(tx, intent, step.action, outcome, now)
@@ -182,14 +183,31 @@ def calls(tx: database.Write, made: Sequence[ec2.Call], now: int) -> None:
 
 
 def repeatable(intent: model.Intent) -> actions.CloudStep | None:
-    """The step of an intent whose reply was lost, if its ClientToken makes sending it again safe.
+    """The step of an intent whose reply was lost, if sending it again does nothing twice.
 
-    EC2 CreateNetworkInterface answers a repeated token with the interface it made the first time.
+    EC2 answers a repeated ClientToken with the interface it made the first time. The other calls name
+    what is there once: an interface, an attachment, addresses that only we assign to that interface;
+    done already, EC2 says so, and that counts as done (see ec2.Ec2.apply). Such an answer is of this moment, while a
+    picture may be minutes old and show as ours what was given back. Asking for a number of addresses
+    is another matter: asked twice, EC2 gives twice.
     """
     action = notation.action(intent)
-    if not isinstance(action, actions.CreateEni):
+    if isinstance(action, actions.AssignAddresses):
         return None
-    return actions.CloudStep(action, "warm", intent.cause)
+    lane: actions.Lane = "tidy" if budget.gives_back(action) else "warm"
+    return actions.CloudStep(action, lane, intent.cause)
+
+
+def due_at(intent: model.Intent) -> int:
+    """When (ms) to see to an intent whose reply was lost."""
+    if repeatable(intent) is not None:
+        return intent.retry_at
+    return max(intent.retry_at, intent.created_at + SETTLE_AFTER_MS)
+
+
+def resend(tx: database.Write, intent: model.Intent, now: int) -> None:
+    """The intent is about to be sent once more."""
+    writes.intent_sent(tx, intent.id, now)
 
 
 def settle(
@@ -198,53 +216,11 @@ def settle(
     seen: model.ObservedCloud,
     now: int,
 ) -> None:
-    """End intents whose reply was lost, by a picture of EC2 taken after they were sent.
+    """End intents whose reply was lost and that cannot be sent again, by a picture taken after they were.
 
-    What EC2 shows done is done (adopt has brought its result in already); what it does not show was
-    not done, and the planner decides anew. A picture too young to be trusted leaves it open.
+    Whatever came of them was adopted from it; the planner decides anew. A picture too young to be trusted
+    leaves it open.
     """
-    shown = {each.eni.eni_id: each for each in seen.enis}
     for intent in doubtful:
-        if seen.at < intent.created_at + SETTLE_AFTER_MS:
-            continue
-        action = notation.action(intent)
-        done = _is_done(action, shown)
-        if done:
-            _finish(tx, action, shown, now)
+        if repeatable(intent) is None and seen.at >= intent.created_at + SETTLE_AFTER_MS:
             writes.intent_done(tx, intent.id, now)
-        else:
-            _take_back(tx, action, now)
-            text = "the reply was lost and EC2 does not show it done"
-            writes.intent_failed(tx, intent.id, "LostReply", text, now, now)
-
-
-def _is_done(action: actions.CloudAction, shown: dict[str, model.ObservedEni]) -> bool:
-    if isinstance(action, actions.CreateEni):
-        return False  # the repeated token has answered; without its answer it is asked again
-    each = shown.get(action.eni_id)
-    match action:
-        case actions.AttachEni():
-            return each is not None and each.eni.attachment_id is not None
-        case actions.SetDeleteOnTermination():
-            return each is not None and each.eni.delete_on_termination
-        case actions.AssignAddresses():
-            return True  # whatever came of it was adopted from the picture
-        case actions.UnassignAddresses():
-            return each is None or not set(action.addresses) & set(each.addresses)
-        case actions.DetachEni():
-            return each is None or each.eni.attachment_id is None
-        case actions.DeleteEni():
-            return each is None
-
-
-def _finish(
-    tx: database.Write,
-    action: actions.CloudAction,
-    shown: dict[str, model.ObservedEni],
-    now: int,
-) -> None:
-    """Write down what a call whose reply was lost has done."""
-    result: dict[str, Any] = {"addresses": ()}
-    if isinstance(action, actions.AttachEni):
-        result = {"attachment_id": shown[action.eni_id].eni.attachment_id}
-    _succeeded(tx, action, result, now)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cni import spool
 from ledger import database, model, reads, writes
+from reconciler import clock as clocks
 from reconciler import errors
 from reconciler import loop as loops
 
@@ -27,6 +28,7 @@ def first_minute(
     clock: Callable[[], int],
 ) -> None:
     """Bring leases in line with this boot, take the spooled deletions in, then look at the kernel once."""
+    clocks.heed(ledger, clock)
     with ledger.write(durable=True) as tx:
         new_boot = writes.record_boot(tx, boot_id, clock())
         if new_boot:

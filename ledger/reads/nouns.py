@@ -117,6 +117,15 @@ _CALLS = Statement(
 _TAKEOVER = Statement(
     select(schema.takeovers.c.id).where(schema.takeovers.c.handed_back_at.is_(None))
 )
+_LATEST_LINES = Statement(
+    select(schema.journal.c.at, schema.journal.c.kind)
+    .where(
+        schema.journal.c.id
+        > select(func.max(schema.journal.c.id) - literal_column("500")).scalar_subquery()
+    )
+    .order_by(schema.journal.c.id.desc())
+)
+_LAST_SENT = Statement(select(func.max(_intents.c.sent_at)))
 _ANY_LEASE = Statement(select(func.max(_leases.c.id)).where(_leases.c.claimed_at.is_not(None)))
 _FINDINGS = Statement(
     select(schema.findings.c.code, schema.findings.c.subject).where(
@@ -259,6 +268,25 @@ def open_findings(tx: Read) -> set[tuple[str, str]]:
 def calls_since(tx: Read, since: int) -> list[tuple[str, int, str]]:
     """EC2 calls that ended at `since` (ms) or later: action, when, error code ('' for success)."""
     return [(operation, at, code) for operation, at, code in tx.all(_CALLS, since=since)]
+
+
+def clock_step(tx: Read, now: int) -> int:
+    """By how many ms the clock shows less than when one of the latest changes was written; 0 if by none.
+
+    Of those since it was last said to have been set back.
+    """
+    ahead = 0
+    for at, kind in tx.all(_LATEST_LINES):
+        ahead = max(ahead, at - now)
+        if kind == "clock.stepped_back":
+            break
+    return ahead
+
+
+def last_sent_at(tx: Read) -> int | None:
+    """When (ms) EC2 was last asked to change something; None if never."""
+    row = tx.one(_LAST_SENT)
+    return None if row is None else row[0]
 
 
 def next_retry_at(tx: Read, now: int) -> int | None:

@@ -1,13 +1,14 @@
 """Every change we make, by name; each writes its journal line in the caller's transaction.
 
 `leases` who holds an address, `cloud` what EC2 lets us have and `adoption` what it shows, `kernel` what
-we installed, `intents` what was asked of EC2, `record` what was said and found, `takeover` what another
+we installed, `intents` what was asked of EC2, `record` what was said and found, `clock` that time went back, `takeover` what another
 CNI left. Reading does not belong here.
 """
 
 from __future__ import annotations
 
-from ledger.writes.adoption import adopt
+from ledger.writes.adoption import ADOPTION_LAG_MS, adopt
+from ledger.writes.clock import clock_stepped_back
 from ledger.writes.cloud import (
     address_quarantine,
     addresses_assigned,
@@ -53,6 +54,7 @@ from ledger.writes.record import (
 from ledger.writes.takeover import adopt_lease, hand_back, record_takeover
 
 __all__ = [
+    "ADOPTION_LAG_MS",
     "Taken",
     "activate",
     "address_quarantine",
@@ -63,6 +65,7 @@ __all__ = [
     "adopt_lease",
     "all_pending",
     "claim",
+    "clock_stepped_back",
     "close_finding",
     "end",
     "eni_attaching",

@@ -43,7 +43,7 @@ _DONE = _becomes(
     "done", ended_at=None, error_code=literal_column("''"), error_text=literal_column("''")
 )
 _FAILED = _becomes("failed", ended_at=None, error_code=None, error_text=None, retry_at=None)
-_UNKNOWN = _becomes("unknown", error_code=None, error_text=None)
+_UNKNOWN = _becomes("unknown", error_code=None, error_text=None, retry_at=None)
 
 
 def plan_intent(
@@ -99,9 +99,11 @@ def intent_failed(tx: Write, intent_id: int, code: str, text: str, retry_at: int
     _move(tx, intent_id, now, "intent.failed", f"{code}: {text}", row)
 
 
-def intent_unknown(tx: Write, intent_id: int, code: str, text: str, now: int) -> None:
-    """The reply was lost: it stays open until an observation tells."""
-    row = tx.one(_UNKNOWN, id=intent_id, error_code=code, error_text=text)
+def intent_unknown(
+    tx: Write, intent_id: int, code: str, text: str, retry_at: int, now: int
+) -> None:
+    """The reply was lost: it stays open until EC2 tells, who is not asked before `retry_at`."""
+    row = tx.one(_UNKNOWN, id=intent_id, error_code=code, error_text=text, retry_at=retry_at)
     _move(tx, intent_id, now, "intent.unknown", f"{code}: {text}", row)
 
 

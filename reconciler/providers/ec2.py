@@ -35,9 +35,9 @@ ATTEMPTS: Final = 10
 """Tries of a throttled call (20 nodes sharing one account's bucket all got through with 10)."""
 READ_ATTEMPTS: Final = 3
 """Tries of a description that got no reply."""
-LONGEST_PAUSE_S: Final = 20.0
-BUDGET_S: Final = 8.0
-"""A call that was repeated for so long is given up: the ledger's own back-off goes on, in sight."""
+BUDGET_S: Final = 3.0
+"""Repetitions end so long after the first try: the ledger's own back-off goes on, and a pod that waits
+hears why while it is still held (VPCLEDGER_ADD_WAIT)."""
 PAGE: Final = 1000
 """A filter and a page size: a description without them is drawn from a smaller bucket."""
 MODEL: Final = Path(__file__).with_name("ec2_model")
@@ -58,7 +58,7 @@ Json = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """One EC2 call, repetitions included. `code` is 'ok' or EC2's; `at` its start, in ms."""
+    """One EC2 call. `code` is 'ok' or EC2's; `at` its start, in ms; `attempts` counts up when repeated."""
 
     operation: str
     code: str
@@ -90,24 +90,30 @@ class Ec2:
         settings: knobs.Settings,
         called: Callable[[Call], None] = lambda _call: None,
     ) -> None:
-        """Import boto3 and make the client; `called` is told of every call when it is over."""
+        """Import boto3 and make the client; `called` is told of every try when it is over."""
         self._node, self._called = node, called
         self._client = _client(node.region, settings)
         self._subnets: dict[str, str] = {}
 
     def observe(
-        self, eni_ids: tuple[str, ...] | None = None
+        self, eni_ids: tuple[str, ...] | None = None, known: tuple[model.Eni, ...] = ()
     ) -> model.ObservedCloud | model.Unknown:
         """These interfaces; without ids those attached to this instance and those tagged as its own.
 
-        `at` is when the first question was sent: what happened later may not be in the answer.
+        Filters narrow each other (EC2, DescribeNetworkInterfaces), so the two are two questions. The second
+        is left out when all the interfaces `known` to the asker are found attached: then there is none
+        that could only be told by its tag. Their subnets need no question either. `at` is when the first
+        question was sent: what happened later may not be in the answer.
         """
         at = _now()
-        own = [("attachment.instance-id", (self._node.instance_id,))]
-        own.append((f"tag:{tags.INSTANCE}", (self._node.instance_id,)))
-        asked = own if eni_ids is None else [("network-interface-id", eni_ids)]
+        self._subnets |= {eni.subnet_id: eni.subnet_cidr for eni in known if eni.subnet_cidr}
         try:
-            found = {raw["NetworkInterfaceId"]: raw for q in asked for raw in self._describe(*q)}
+            if eni_ids is not None:
+                found = self._found("network-interface-id", eni_ids)
+            else:
+                found = self._found("attachment.instance-id", (self._node.instance_id,))
+                if not known or any(eni.eni_id not in found for eni in known):
+                    found |= self._found(f"tag:{tags.INSTANCE}", (self._node.instance_id,))
             seen = [self._observed(raw) for raw in found.values()]
         except _Failed as failed:
             return model.Unknown(str(failed), at)
@@ -180,7 +186,10 @@ class Ec2:
             raise
 
     def _unassign(self, eni_id: str, addresses: tuple[str, ...]) -> None:
-        """EC2 refuses all of them if one is gone, without saying which."""
+        """EC2 refuses all of them if one is gone, without saying which; asked one by one, it does say.
+
+        A description would not do: it may be older than what took the address away.
+        """
         try:
             self._gone_is_fine(
                 "UnassignPrivateIpAddresses",
@@ -190,18 +199,8 @@ class Ec2:
         except _Failed as failed:
             if failed.code != "InvalidParameterValue" or "not assigned" not in failed.text:
                 raise
-            still = {
-                private["PrivateIpAddress"]
-                for raw in self._describe("network-interface-id", (eni_id,))
-                for private in raw.get("PrivateIpAddresses", ())
-            }
-            left = [address for address in addresses if address in still]
-            if len(left) == len(addresses):
-                raise
-            if left:
-                self._gone_is_fine(
-                    "UnassignPrivateIpAddresses", NetworkInterfaceId=eni_id, PrivateIpAddresses=left
-                )
+            for address in addresses if len(addresses) > 1 else ():
+                self._unassign(eni_id, (address,))
 
     def _gone_is_fine(self, operation: str, **parameters: Any) -> None:
         try:
@@ -228,6 +227,9 @@ class Ec2:
             raise _Failed("InvalidSubnetID.NotFound", subnet_id, unknown=False, again=False)
         return self._subnets[subnet_id]
 
+    def _found(self, name: str, values: tuple[str, ...]) -> dict[str, Json]:
+        return {raw["NetworkInterfaceId"]: raw for raw in self._describe(name, values)}
+
     def _describe(self, name: str, values: tuple[str, ...]) -> Iterator[Json]:
         """All pages of DescribeNetworkInterfaces under one filter."""
         more: Json = {}
@@ -245,21 +247,27 @@ class Ec2:
 
     def _call(self, operation: str, **parameters: Any) -> Json:
         """One call with its repetitions; _Failed if there is no result in the end."""
-        at, started, attempt, code = _now(), time.monotonic(), 0, "ok"
-        try:
-            while True:
-                attempt += 1
-                try:
-                    return self._send(operation, parameters)
-                except _Failed as failed:
-                    code = failed.code
-                    most = ATTEMPTS if failed.throttled else READ_ATTEMPTS if failed.again else 1
-                    if attempt >= most or time.monotonic() - started > BUDGET_S:
-                        raise
-                code = "ok"
+        began, attempt = time.monotonic(), 0
+        while True:
+            attempt += 1
+            try:
+                return self._once(operation, parameters, attempt)
+            except _Failed as failed:
+                most = ATTEMPTS if failed.throttled else READ_ATTEMPTS if failed.again else 1
                 # Full jitter, so that nodes that were throttled together do not return together.
-                pause = min(LONGEST_PAUSE_S, 0.5 * 2**attempt)
-                time.sleep(random.uniform(0, pause))  # noqa: S311  (no secret)
+                pause = random.uniform(0, 0.5 * 2**attempt)  # noqa: S311  (no secret)
+                if attempt >= most or time.monotonic() - began + pause > BUDGET_S:
+                    raise
+            time.sleep(pause)
+
+    def _once(self, operation: str, parameters: Json, attempt: int) -> Json:
+        """One try, told of when it is over."""
+        at, started, code = _now(), time.monotonic(), "ok"
+        try:
+            return self._send(operation, parameters)
+        except _Failed as failed:
+            code = failed.code
+            raise
         finally:
             spent = int((time.monotonic() - started) * 1e6)
             self._called(Call(operation, code, at, spent, attempt))

@@ -220,7 +220,8 @@ def _things_go_wrong(ledger: database.Ledger, now: int) -> None:
         _ended(ledger, refused, "warm", at + 90, "RequestLimitExceeded")
     lost = _call(ledger, "DetachEni", third, "tidy", "empty for 10 minutes", now - 8 * MINUTE)
     with ledger.write(durable=True) as tx:
-        writes.intent_unknown(tx, lost.id, "ReadTimeout", "no reply in 10 s", now - 8 * MINUTE)
+        at = now - 8 * MINUTE
+        writes.intent_unknown(tx, lost.id, "ReadTimeout", "no reply in 10 s", at + 5_000, at)
         writes.address_quarantine(tx, "10.0.3.10", "seen in an unknown pod", now - 7 * MINUTE)
         writes.open_finding(tx, "throttled", "AssignAddresses", "3 in 3 minutes", now - 9 * MINUTE)
         writes.open_finding(tx, "ec2_down", "", "no reply in 10 s", now - 8 * MINUTE)

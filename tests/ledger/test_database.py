@@ -81,7 +81,7 @@ def test_what_ec2_remembers_is_refused_in_a_commit_that_a_power_cut_may_lose(
     changes = (
         lambda tx: writes.plan_intent(tx, "CreateEni", "subnet-1", {}, "pod", "why", 1),
         lambda tx: writes.intent_sent(tx, intent.id, 1),
-        lambda tx: writes.intent_unknown(tx, intent.id, "timeout", "no reply", 1),
+        lambda tx: writes.intent_unknown(tx, intent.id, "timeout", "no reply", 2, 1),
         lambda tx: writes.intent_failed(tx, intent.id, "Throttling", "slow down", 2, 1),
         lambda tx: writes.intent_done(tx, intent.id, 1),
         lambda tx: writes.eni_created(tx, node.eni(2), (), 1),

@@ -37,7 +37,7 @@ def test_a_lost_reply_stays_open_and_keeps_its_token(ledger: database.Ledger) ->
     with ledger.write(durable=True) as tx:
         intent = writes.plan_intent(tx, "CreateEni", "subnet-1", {}, "pod", "a pod waits", 10)
         writes.intent_sent(tx, intent.id, 11)
-        writes.intent_unknown(tx, intent.id, "ReadTimeout", "no reply", 12)
+        writes.intent_unknown(tx, intent.id, "ReadTimeout", "no reply", 5_012, 12)
         (lost,) = reads.unknown_intents(tx)
         assert (lost.state, lost.error) == ("unknown", "ReadTimeout: no reply")
         writes.intent_sent(tx, intent.id, 13)

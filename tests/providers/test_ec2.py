@@ -244,18 +244,20 @@ def test_a_refusal_is_not_repeated(
 # --------------------------------------------------------------------------- throttles, losses
 
 
-def test_a_throttled_call_is_repeated_and_counted_once(
+def test_a_throttled_call_is_repeated_and_each_try_counts(
     hands: ec2.Ec2, lab: Ec2Lab, calls: list[ec2.Call]
 ) -> None:
-    """Two throttles, then success: one outcome, one Call with three attempts."""
+    """Two throttles, then success: one outcome, and each try is told of."""
     eni_id = primary(hands)
     lab.fault("AssignPrivateIpAddresses", error="RequestLimitExceeded", times=2)
     assert hands.apply(actions.AssignAddresses(eni_id, 1), "").error == ""
     outcomes = [outcome for _, outcome in lab.called("AssignPrivateIpAddresses")]
     assert outcomes == ["RequestLimitExceeded", "RequestLimitExceeded", "ok"]
-    last = calls[-1]
-    assert (last.operation, last.code, last.attempts) == ("AssignPrivateIpAddresses", "ok", 3)
-    assert last.duration_us > 0
+    told = [(c.operation, c.code, c.attempts) for c in calls if c.operation.startswith("Assign")]
+    throttled = "RequestLimitExceeded"
+    name = "AssignPrivateIpAddresses"
+    assert told == [(name, throttled, 1), (name, throttled, 2), (name, "ok", 3)]
+    assert all(call.duration_us > 0 for call in calls)
 
 
 def loses(hands: ec2.Ec2, node: model.Node, name: str) -> actions.CloudAction:
@@ -314,6 +316,23 @@ def test_a_server_error_leaves_a_mutation_unknown_and_is_asked_again_for_a_look(
     assert (outcome.unknown, outcome.error) == (True, code)
     lab.fault("DescribeNetworkInterfaces", error=code, times=1)
     assert len(seen(hands)) == 1
+
+
+def test_a_look_at_what_is_all_known_and_attached_is_one_call(hands: ec2.Ec2, lab: Ec2Lab) -> None:
+    """Else the second question is what bears this instance's tag, and what is unknown has a subnet."""
+    known = tuple(each.eni for each in seen(hands))
+    questions = ["DescribeNetworkInterfaces", "DescribeNetworkInterfaces", "DescribeSubnets"]
+    assert sorted(name for name, _ in lab.called()) == questions
+
+    fresh = ec2.Ec2(hands._node, lab.settings())
+    found = fresh.observe(known=known)
+
+    assert isinstance(found, model.ObservedCloud)
+    assert tuple(each.eni for each in found.enis) == known
+    assert len(lab.called()) == len(questions) + 1
+    apart = dataclasses.replace(known[0], eni_id="eni-0123456789abcdef0")
+    fresh.observe(known=(*known, apart))
+    assert len(lab.called()) == len(questions) + 3
 
 
 def test_a_look_that_gets_no_answer_is_unknown(hands: ec2.Ec2, lab: Ec2Lab) -> None:

@@ -58,10 +58,7 @@ def _mark(node: Node, file: Path, name: str) -> None:
 
 
 def test_a_restart_writes_nothing_and_looks_at_ec2_once(lab: Lab, tmp_path: Path) -> None:
-    """Twelve pods on three interfaces: no news from the kernel, no mutation, one look.
-
-    A look is three questions: what is attached here, what is tagged as ours, in which subnets.
-    """
+    """Twelve pods on three interfaces: no news from the kernel, no mutation, one call."""
     lab.start()
     node, kubelet = lab.nodes[0], lab.kubelets[0]
     pods = kubelet.start_all(f"web-{n}" for n in range(12))
@@ -86,7 +83,7 @@ def test_a_restart_writes_nothing_and_looks_at_ec2_once(lab: Lab, tmp_path: Path
     assert rows(node, mended) == count
     assert live.picture(node) == before
     assert rows(node, "SELECT * FROM v_leases ORDER BY id") == leases
-    assert live.calls(lab) == {"DescribeNetworkInterfaces": 2, "DescribeSubnets": 1}
+    assert live.calls(lab) == {"DescribeNetworkInterfaces": 1}
 
 
 def test_sigterm_ends_in_time_and_tells_who_waits(lab: Lab) -> None:

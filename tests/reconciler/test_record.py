@@ -52,7 +52,7 @@ def lost(door: Door, action: actions.CloudAction) -> None:
 
 
 def settle(door: Door, *shown: model.ObservedEni, after: int = record.SETTLE_AFTER_MS) -> None:
-    """EC2 is looked at so much later and shows this."""
+    """EC2 is looked at so many ms later and shows this."""
     door.now += after
     seen = model.ObservedCloud(door.now, "ec2", shown)
     with door.ledger.write(durable=True) as tx:
@@ -163,69 +163,65 @@ def test_a_refusal_is_a_finding_until_nobody_waits_to_repeat_it(door: Door) -> N
 
 # --------------------------------------------------------------------------- the reply was lost
 
-SHOWN = model.ObservedEni(ENIS[1], ("10.0.0.20",))
-EMPTY = model.ObservedEni(ENIS[1])
-APART = model.ObservedEni(replace(ENIS[1], attachment_id=None, device=-1), ("10.0.0.20",))
+ONCE = (
+    actions.CreateEni("subnet-1", ("sg-1",), "d", 1),
+    actions.AttachEni("eni-1", "i-1", 1),
+    actions.SetDeleteOnTermination("eni-1", "eni-attach-1"),
+    UNASSIGN,
+    DETACH,
+    actions.DeleteEni("eni-1"),
+)
+ASSIGN = actions.AssignAddresses("eni-1", 1)
 
 
-def test_a_picture_as_young_as_the_call_proves_nothing(door: Door) -> None:
+def test_what_cannot_be_done_twice_is_sent_again_after_pauses_that_grow(door: Door) -> None:
+    """EC2 tells of this moment what a picture tells of some minutes ago."""
+    pauses = []
+    intent, step = intend(door, UNASSIGN)
+    for _ in range(3):
+        outcome = actions.Outcome(UNASSIGN, "ReadTimeout", "no reply", unknown=True)
+        with door.ledger.write(durable=True) as tx:
+            done = CloudOutcome(outcome, "UnassignPrivateIpAddresses", "ReadTimeout", 1_000)
+            record.cloud(tx, intent, step, done, door.now)
+            (open_one,) = reads.unknown_intents(tx)
+            pauses.append(record.due_at(open_one) - door.now)
+            record.resend(tx, open_one, door.now)
+            intent = open_one
+        assert (states(door), address(door)) == (["sent"], "releasing")
+    assert pauses == [5_000, 10_000, 20_000]
+
+
+def test_a_picture_does_not_end_the_doubt_about_what_can_be_sent_again(door: Door) -> None:
+    """It may be older than the call, and show as ours what was given back."""
     lost(door, UNASSIGN)
-    settle(door, EMPTY, after=record.SETTLE_AFTER_MS - 1)
+    settle(door, model.ObservedEni(ENIS[1], ("10.0.0.20",)))
+    assert (states(door), address(door)) == (["unknown"], "releasing")
+    settle(door, model.ObservedEni(ENIS[1]))
     assert (states(door), address(door)) == (["unknown"], "releasing")
 
 
-@pytest.mark.parametrize(
-    ("action", "shown", "state"),
-    [
-        (UNASSIGN, (EMPTY,), "done"),
-        (UNASSIGN, (), "done"),
-        (UNASSIGN, (SHOWN,), "failed"),
-        (DETACH, (APART,), "done"),
-        (DETACH, (), "done"),
-        (DETACH, (SHOWN,), "failed"),
-        (actions.DeleteEni("eni-1"), (), "done"),
-        (actions.DeleteEni("eni-1"), (APART,), "failed"),
-        (actions.SetDeleteOnTermination("eni-1", "eni-attach-1"), (SHOWN,), "done"),
-        (actions.SetDeleteOnTermination("eni-1", "eni-attach-1"), (), "failed"),
-        (actions.AttachEni("eni-1", "i-1", 1), (SHOWN,), "done"),
-        (actions.AttachEni("eni-1", "i-1", 1), (APART,), "failed"),
-        (actions.AssignAddresses("eni-1", 1), (SHOWN,), "done"),
-    ],
-    ids=lambda value: getattr(type(value), "__name__", ""),
-)
-def test_a_later_picture_ends_the_doubt(
-    door: Door, action: actions.CloudAction, shown: tuple[model.ObservedEni, ...], state: str
-) -> None:
-    """What it shows done is done; what it does not show was not done and may be tried at once."""
-    lost(door, action)
-    assert states(door) == ["unknown"]
-
-    settle(door, *shown)
-
-    assert states(door) == [state]
-    with door.ledger.read() as tx:
-        assert reads.next_retry_at(tx, door.now) is None
+def test_addresses_asked_for_by_number_are_looked_for_and_never_asked_for_again(door: Door) -> None:
+    lost(door, ASSIGN)
+    settle(door, model.ObservedEni(ENIS[1]), after=record.SETTLE_AFTER_MS - 1)
+    assert states(door) == ["unknown"], "a picture as young as the call proves nothing"
+    settle(door, model.ObservedEni(ENIS[1]), after=1)
+    assert states(door) == ["done"]
 
 
-def test_after_a_lost_reply_the_ledger_has_what_ec2_has(door: Door) -> None:
-    lost(door, UNASSIGN)
-    settle(door, EMPTY)
-    assert door.rows("SELECT address FROM v_addresses WHERE released_at IS NULL") == []
-    lost(door, actions.DeleteEni("eni-1"))
-    settle(door)
-    assert eni(door) == "gone"
+def test_only_asking_for_a_number_of_addresses_is_not_repeated(door: Door) -> None:
+    for action in ONCE:
+        intent = model.Intent(
+            1, type(action).__name__, "eni-1", fields(action), "unknown", "t", "c", 0
+        )
+        again = record.repeatable(intent)
+        assert again is not None
+        assert again.action == action
+    intent = model.Intent(1, "AssignAddresses", "eni-1", fields(ASSIGN), "unknown", "t", "c", 0)
+    assert record.repeatable(intent) is None
 
 
-def test_only_the_making_of_an_interface_is_repeated(door: Door) -> None:
-    """Its ClientToken makes that safe; any other call made twice would be done twice."""
-    create = actions.CreateEni("subnet-1", ("sg-1",), "d", 1)
-    first, _ = intend(door, create)
-    again = record.repeatable(first)
-    assert again is not None
-    assert again.action == create
-    for action in (UNASSIGN, actions.AssignAddresses("eni-1", 1)):
-        intent, _ = intend(door, action)
-        assert record.repeatable(intent) is None
+def fields(action: actions.CloudAction) -> dict[str, object]:
+    return {name: getattr(action, name) for name in type(action).__slots__}
 
 
 def test_the_same_interface_answered_twice_is_one_row(door: Door) -> None:

@@ -49,3 +49,51 @@ def test_the_time_for_asking_a_dead_ec2_again_does_not_stand_still() -> None:
         node.pass_(300)
         node.lossy = 0.0
         node.settle()
+
+
+def test_an_address_given_back_with_a_lost_reply_is_not_believed_to_be_ours_still() -> None:
+    """Seed 269: EC2's picture was older than the call, so it was given to the next pod, which stayed dark."""
+    few = knobs.Settings(warm_ip_target=1, ip_cooldown_ms=0)
+    with told(instance_type="t3.small", settings=few) as node:
+        node.runtime.want(3)
+        node.settle()
+        node.runtime.drop(3)
+        node.ec2.faults.add(op="UnassignPrivateIpAddresses", drop=True, times=1)
+        while not node.calls("UnassignPrivateIpAddresses"):
+            node.pass_(1)
+        node.cloud.api_lag = 60
+        node.pass_(10)
+        node.runtime.want(5)
+        for _ in range(12):
+            node.pass_(30)
+            node.check()
+        node.cloud.api_lag = 0
+        node.settle()
+
+
+def test_addresses_that_show_late_are_adopted_in_the_end() -> None:
+    """Seed 14: given with a reply nobody read, and not yet in the picture that was to settle it."""
+    with told(settings=knobs.Settings(warm_ip_target=1)) as node:
+        node.cloud.api_lag = 60
+        node.ec2.faults.add(op="AssignPrivateIpAddresses", drop=True, times=1)
+        node.runtime.want(3)
+        node.pass_(120)
+        node.cloud.api_lag = 0
+        node.settle()
+
+
+def test_a_clock_that_is_set_back_holds_up_no_pod() -> None:
+    """Seeds 10, 18 and 20: cooldowns, pauses and buckets ended an hour later than they were meant to."""
+    rested = knobs.Settings(warm_ip_target=1, max_eni=1)
+    with told(instance_type="t3.small", settings=rested) as node:
+        node.runtime.want(3)
+        node.settle()
+        node.ec2.faults.add(op="*", error="InternalError", times=6)
+        node.runtime.drop(3)
+        node.pass_(20)
+        node.time.skew_ms -= 3_600_000
+        node.runtime.want(3)
+        node.pass_(40)
+        node.runtime.reconcile()
+        assert [box and box.state for box in node.runtime.wanted.values()] == ["up"] * 3
+        node.settle()
