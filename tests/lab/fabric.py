@@ -27,11 +27,12 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.lab import beyond
 from tests.lab.firewall import Firewall
 from tests.lab.spaces import RUN, Netns
 
@@ -100,6 +101,7 @@ class Fabric:
         self._nodes: dict[str, Netns] = {}
         self._ports: dict[str, _Port] = {}
         self._gateways: set[str] = set()
+        self._told: Callable[[dict[str, str]], object] | None = None
         self.netns = Netns("vpc", directory=directory / "netns")
         for name, value in _SYSCTLS.items():
             self.netns.sysctl(name, value)
@@ -164,6 +166,16 @@ class Fabric:
         network = ipaddress.IPv4Network(found["CidrBlock"])
         return ipaddress.IPv4Interface((network[1], network.prefixlen))
 
+    def tell_associations(self, listener: Callable[[dict[str, str]], object] | None) -> None:
+        """Call this with {private: public address} now and after each change; None to stop."""
+        with self._cloud.lock:
+            self._told = listener
+            self._tell()
+
+    def eni_at(self, device: str) -> str:
+        """The interface whose port this device of the VPC is; the device's own name for others."""
+        return next((p.eni for p in self._ports.values() if p.device == device), device)
+
     def await_link(self, eni: str) -> None:
         """Return once packets reach a guest that has raised this interface; TimeoutError after 5 s.
 
@@ -211,6 +223,7 @@ class Fabric:
             self._plug(news["eni"])
         elif event == "addresses":
             self._route(news["eni"])
+            self._tell()
         elif event == "source-check":
             self._check(news["eni"])
         elif event == "groups":
@@ -221,6 +234,10 @@ class Fabric:
             self._unplug(news["eni"]["NetworkInterfaceId"])
         elif event == "instance-terminated":
             self.leave(news["instance_id"])
+
+    def _tell(self) -> None:
+        if self._told:
+            self._told(beyond.associated(self._cloud.scan("interface")))
 
     def _plug(self, eni: dict[str, Any]) -> None:
         attachment = eni.get("Attachment") or {}
@@ -300,7 +317,12 @@ class Fabric:
 
     def _gateway_up(self, subnet: str) -> None:
         if subnet not in self._gateways:
-            self._ip(f"address add {self.gateway(subnet).ip}/32 dev lo")
+            router = self.gateway(subnet)
+            self._ip(
+                f"address add {router.ip}/32 dev lo",
+                # The local route of the VPC: what nobody owns does not go to the internet instead.
+                f"route add {router.network} dev lo metric 4000",
+            )
             self._gateways.add(subnet)
 
     def _guest_name(self, instance: str, index: int) -> str:
