@@ -254,12 +254,12 @@ def _whatif(arguments: argparse.Namespace, _: knobs.Settings, __: object) -> int
 
 
 def _forecast_row(each: whatif.Forecast) -> dict[str, Any]:
-    held = [eni.ips for eni in each.enis]
+    held = [eni.addresses for eni in each.enis]
     return {
         "pods": each.pods,
         "interfaces": len(held),
         "addresses": sum(held),
-        "on each": " ".join(map(str, held)),
+        "on each": " ".join(map(_held, each.enis)),
         "free": sum(held) - each.pods + each.waiting,
         "waiting": each.waiting,
         "EC2 calls": sum(each.ec2_calls.values()),
@@ -315,6 +315,12 @@ def _handback(_: argparse.Namespace, settings: knobs.Settings, __: object) -> in
     for line in handback.hand_back(settings, daemon.clock):
         print(line, flush=True)
     return 0
+
+
+def _held(eni: whatif.Held) -> str:
+    """Such as 9, 2x16 or 3+2x16: single addresses and prefixes."""
+    parts = [str(eni.ips)] if eni.ips or not eni.prefixes else []
+    return "+".join([*parts, *([f"{eni.prefixes}x16"] if eni.prefixes else [])])
 
 
 # --------------------------------------------------------------------------- printing

@@ -224,7 +224,11 @@ class CloudLoop:
                 writes.open_finding(tx, "frozen", "", f"freeze is {frozen!r}", self.clock())
 
     def carry_out(self, step: actions.CloudStep) -> bool:
-        """Intent, call, outcome; True if the call did what it should."""
+        """Intent, call, outcome; True if another call makes sense now.
+
+        After a refusal it does: what was refused is barred, and there may be another way. After a lost
+        reply, or one that says that EC2 itself is in trouble, it does not.
+        """
         log.info("EC2: %s (%s: %s)", step.action, step.lane, step.cause)
         try:
             with self.ledger.write(durable=True) as tx:
@@ -243,7 +247,7 @@ class CloudLoop:
             self._look_at = 0
         elif not outcome.outcome.error or isinstance(step.action, actions.DetachEni):
             self.capacity_changed()  # an interface that stays has to be wired again
-        return not outcome.outcome.unknown and not outcome.outcome.error
+        return not outcome.outcome.unknown and not errors.is_trouble(outcome.outcome.error)
 
     def _settle_unknown(self) -> None:
         """Calls whose reply was lost: sent again where that does nothing twice, else looked for."""

@@ -41,6 +41,8 @@ def intend(tx: database.Write, step: actions.CloudStep, now: int) -> model.Inten
     )
     if isinstance(action, actions.UnassignAddresses):
         writes.addresses_releasing(tx, action.eni_id, action.addresses, now)
+    elif isinstance(action, actions.UnassignPrefixes):
+        writes.prefixes_releasing(tx, action.eni_id, action.prefixes, now)
     elif isinstance(action, actions.DetachEni):
         writes.eni_state(tx, action.eni_id, "detaching", now)
     writes.intent_sent(tx, intent.id, now)
@@ -89,7 +91,7 @@ def _succeeded(
     match action:
         case actions.CreateEni():
             eni = model.Eni(**result["eni"])
-            writes.eni_created(tx, eni, tuple(result["addresses"]), now)
+            writes.eni_created(tx, eni, result["addresses"], now, result["prefixes"])
         case actions.AttachEni():
             writes.eni_attaching(
                 tx, action.eni_id, action.device, action.card, result["attachment_id"], now
@@ -100,6 +102,10 @@ def _succeeded(
             writes.addresses_assigned(tx, action.eni_id, tuple(result["addresses"]), "assign", now)
         case actions.UnassignAddresses():
             writes.addresses_released(tx, action.addresses, now)
+        case actions.AssignPrefixes():
+            writes.prefixes_assigned(tx, action.eni_id, result["prefixes"], "assign", now)
+        case actions.UnassignPrefixes():
+            writes.prefixes_released(tx, action.prefixes, now)
         case actions.DeleteEni():
             writes.eni_gone(tx, action.eni_id, "deleted", now)
         case actions.DetachEni():
@@ -127,6 +133,8 @@ def _take_back(tx: database.Write, action: actions.CloudAction, now: int) -> Non
     """A removal that did not happen: what was taken out of use for it is in use again."""
     if isinstance(action, actions.UnassignAddresses):
         writes.addresses_assigned(tx, action.eni_id, action.addresses, "assign", now)
+    elif isinstance(action, actions.UnassignPrefixes):
+        writes.prefixes_assigned(tx, action.eni_id, action.prefixes, "assign", now)
     elif isinstance(action, actions.DetachEni):
         # The kernel may have been unwired in the meantime, so it has to be wired before it has pods.
         writes.eni_state(tx, action.eni_id, "attached", now)
@@ -192,7 +200,7 @@ def repeatable(intent: model.Intent) -> actions.CloudStep | None:
     is another matter: asked twice, EC2 gives twice.
     """
     action = notation.action(intent)
-    if isinstance(action, actions.AssignAddresses):
+    if isinstance(action, actions.AssignAddresses | actions.AssignPrefixes):
         return None
     lane: actions.Lane = "tidy" if budget.gives_back(action) else "warm"
     return actions.CloudStep(action, lane, intent.cause)

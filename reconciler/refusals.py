@@ -30,7 +30,7 @@ class NoAddress:
     intent_id: int | None = None
 
 
-GROWTH = frozenset({"CreateEni", "AttachEni", "AssignAddresses"})
+GROWTH = frozenset({"CreateEni", "AttachEni", "AssignAddresses", "AssignPrefixes"})
 """Calls that a pod may wait for; that something could not be given back is no reason to wait."""
 ASSIGN_MS, ATTACH_MS = 1_000, 6_000
 """What EC2 usually takes to add addresses to an interface, and to make and attach a new one."""

@@ -49,6 +49,15 @@ def _seconds_as_ms(text: str) -> int:
     return _integer(0)(text) * 1000
 
 
+def _boolean(text: str) -> bool:
+    """What Go's strconv.ParseBool takes, which upstream reads its switches with."""
+    if text in {"1", "t", "T", "TRUE", "true", "True"}:
+        return True
+    if text in {"0", "f", "F", "FALSE", "false", "False"}:
+        return False
+    raise Invalid("true or false")
+
+
 def _text(text: str) -> str:
     return text
 
@@ -139,6 +148,15 @@ class Settings:
 
     minimum_ip_target: int = knob("MINIMUM_IP_TARGET", 0, _integer(0))
     """How many addresses to hold in all, leased or free; above 0 it replaces WARM_ENI_TARGET."""
+
+    prefix_delegation: bool = knob("ENABLE_PREFIX_DELEGATION", False, _boolean)
+    """Whether interfaces get /28 prefixes, 16 addresses in the place of one, instead of single secondary
+    addresses. Only on Nitro and metal instance types; others go on with single addresses. What the node
+    holds of the other kind stays while pods use it and is given back after."""
+
+    warm_prefix_target: int = knob("WARM_PREFIX_TARGET", 0, _integer(0))
+    """With prefix delegation, how many whole prefixes to keep free. WARM_IP_TARGET and MINIMUM_IP_TARGET
+    replace it. One of the three has to be above 0 for prefix delegation."""
 
     max_eni: int | None = knob("MAX_ENI", None, _integer(1))
     """The most interfaces to use; the instance type's limit holds in any case. Unset means no limit of
@@ -321,7 +339,16 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, tuple[Reading, ...]]:
                 source = "invalid"
         values[each.name] = value
         readings.append(Reading(name, raw, str(value), source))
-    return Settings(**values), tuple(readings)
+    settings = Settings(**values)
+    if settings.prefix_delegation and not (
+        settings.warm_ip_target or settings.minimum_ip_target or settings.warm_prefix_target
+    ):
+        raise errors.Refused(
+            "bad_setting",
+            "ENABLE_PREFIX_DELEGATION needs WARM_PREFIX_TARGET, WARM_IP_TARGET or MINIMUM_IP_TARGET"
+            " above 0; set one and start again",
+        )
+    return settings, tuple(readings)
 
 
 def paragraphs() -> dict[str, str]:

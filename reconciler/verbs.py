@@ -117,6 +117,7 @@ class Verbs:
                 boot_id=self.boot_id,
                 host_ifname=self._host_ifname(asked),
                 host_mac=random_mac(),
+                prefixes=self.settings.prefix_delegation,
                 now=now,
             )
             job.lease = lease

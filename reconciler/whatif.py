@@ -8,6 +8,7 @@ do not belong here.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from collections import Counter
 from collections.abc import Collection
 from typing import Any, Final, assert_never
@@ -38,11 +39,16 @@ _NODE: Final = model.Node(
 class Held:
     """What one interface carries for pods: single secondary addresses, and whole /28 prefixes.
 
-    Its own primary address is not counted. No plan asks for prefixes yet.
+    Its own primary address is not counted.
     """
 
     ips: int
     prefixes: int = 0
+
+    @property
+    def addresses(self) -> int:
+        """What pods can have."""
+        return self.ips + stock.PREFIX_SIZE * self.prefixes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ def forecast(
 def _forecast(world: World) -> Forecast:
     return Forecast(
         pods=len(world.pods),
-        enis=tuple(Held(count) for count in world.per_eni()),
+        enis=tuple(world.held()),
         waiting=sum(lease.address is None for lease in world.pods.values()),
         ec2_calls=dict(Counter(ec2.ACTION[type(call)] for call in world.calls)),
     )
@@ -99,6 +105,7 @@ class World:
         primary = _interface(0, device=0, primary=True, state="usable", delete_on_termination=True)
         self.enis = {primary.eni_id: primary}
         self.rows: dict[str, model.Address] = {}
+        self.prefixes: dict[str, model.Prefix] = {}
         self.pods: dict[int, model.Lease] = {}
         self.calls: list[actions.CloudAction] = []
         self._given = 0
@@ -114,6 +121,7 @@ class World:
                 dataclasses.replace(a, leased=True) if a.address in held else a
                 for a in self.rows.values()
             ),
+            prefixes=tuple(self.prefixes.values()),
             leases=tuple(self.pods.values()),
         )
 
@@ -171,17 +179,29 @@ class World:
         self._serve()
 
     def per_eni(self) -> list[int]:
-        """How many addresses each interface has, by device index."""
+        """How many addresses for pods each interface has, by device index."""
+        return [each.addresses for each in self.held()]
+
+    def held(self) -> list[Held]:
+        """What each interface has, by device index."""
         order = sorted(self.enis.values(), key=lambda each: each.device)
-        count = Counter(a.eni_id for a in self.rows.values())
-        return [count[each.eni_id] for each in order]
+        ips = Counter(a.eni_id for a in self.rows.values() if a.prefix is None)
+        blocks = Counter(p.eni_id for p in self.prefixes.values())
+        return [Held(ips[each.eni_id], blocks[each.eni_id]) for each in order]
 
     def _look(self) -> model.ObservedCloud:
         """EC2's picture, which agrees with the rows."""
         shown: dict[str, list[str]] = {eni_id: [] for eni_id in self.enis}
+        blocks: dict[str, list[str]] = {eni_id: [] for eni_id in self.enis}
         for address in self.rows.values():
-            shown[address.eni_id].append(address.address)
-        enis = (model.ObservedEni(each, tuple(shown[each.eni_id])) for each in self.enis.values())
+            if address.prefix is None:
+                shown[address.eni_id].append(address.address)
+        for prefix in self.prefixes.values():
+            blocks[prefix.eni_id].append(prefix.cidr)
+        enis = (
+            model.ObservedEni(each, tuple(shown[each.eni_id]), tuple(blocks[each.eni_id]))
+            for each in self.enis.values()
+        )
         return model.ObservedCloud(self.now, "ec2", tuple(enis))
 
     def _serve(self) -> None:
@@ -193,9 +213,10 @@ class World:
                 )
 
     def _free(self) -> model.Address | None:
-        """The address the ledger would claim: the longest-rested of the fullest usable interface."""
+        """The address the ledger would claim: of the fullest prefix of the fullest usable interface."""
         held = {lease.address for lease in self.pods.values()}
         leased = Counter(lease.eni_id for lease in self.pods.values())
+        used = Counter(a.prefix for a in self.rows.values() if a.address in held and a.prefix)
         free = (
             a
             for a in self.rows.values()
@@ -204,8 +225,10 @@ class World:
             and self.enis[a.eni_id].state == "usable"
         )
 
-        def order(a: model.Address) -> tuple[int, int, int, str]:
-            return (-leased[a.eni_id], self.enis[a.eni_id].device, a.rested_since, a.address)
+        def order(a: model.Address) -> tuple[int | bool | str, ...]:
+            eni = (-leased[a.eni_id], self.enis[a.eni_id].device)
+            other_kind = (a.prefix is None) == self.settings.prefix_delegation
+            return (*eni, other_kind, -used[a.prefix or ""], a.rested_since, a.address)
 
         return min(free, key=order, default=None)
 
@@ -215,6 +238,7 @@ class World:
                 made = _interface(self._number())
                 self.enis[made.eni_id] = made
                 self._assign(made.eni_id, action.secondaries)
+                self._delegate(made.eni_id, action.prefixes)
             case actions.AttachEni():
                 self._change(
                     action.eni_id,
@@ -227,14 +251,23 @@ class World:
                 self._change(action.eni_id, delete_on_termination=True)
             case actions.AssignAddresses():
                 self._assign(action.eni_id, action.count)
+            case actions.AssignPrefixes():
+                self._delegate(action.eni_id, action.count)
             case actions.UnassignAddresses():
                 for address in action.addresses:
                     del self.rows[address]
+            case actions.UnassignPrefixes():
+                gone = set(action.prefixes)
+                self.prefixes = {k: p for k, p in self.prefixes.items() if k not in gone}
+                self.rows = {k: a for k, a in self.rows.items() if a.prefix not in gone}
             case actions.DetachEni():
                 self._change(action.eni_id, state="detaching", device=-1)
             case actions.DeleteEni():
                 del self.enis[action.eni_id]
                 self.rows = {k: a for k, a in self.rows.items() if a.eni_id != action.eni_id}
+                self.prefixes = {
+                    k: p for k, p in self.prefixes.items() if p.eni_id != action.eni_id
+                }
             case _:
                 assert_never(action)
 
@@ -246,6 +279,16 @@ class World:
             number = self._number()
             address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
             self.rows[address] = model.Address(address, eni_id, rested_since=self.now)
+
+    def _delegate(self, eni_id: str, count: int) -> None:
+        for _ in range(count):
+            number = self._number()
+            cidr = f"100.{64 + (number >> 12)}.{number >> 4 & 255}.{(number & 15) << 4}/28"
+            self.prefixes[cidr] = model.Prefix(cidr, eni_id)
+            for ip in ipaddress.ip_network(cidr):
+                self.rows[str(ip)] = model.Address(
+                    str(ip), eni_id, prefix=cidr, rested_since=self.now
+                )
 
     def _number(self) -> int:
         self._given += 1

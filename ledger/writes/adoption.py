@@ -6,7 +6,7 @@ count for more. What EC2 answers to our calls does not belong here; see `cloud`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from sqlalchemy import bindparam, func, select, update
 
@@ -31,6 +31,7 @@ _LIVE = Statement(
     select(
         _addresses.c.address,
         _addresses.c.eni_id,
+        _addresses.c.prefix,
         _addresses.c.state,
         _addresses.c.assigned_at,
         _addresses.c.absent_since,
@@ -40,6 +41,11 @@ _ABSENT = Statement(
     update(_addresses)
     .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
     .values(absent_since=bindparam("since"))
+)
+_LAST_PREFIX_RELEASE = Statement(
+    select(func.max(schema.prefixes.c.released_at)).where(
+        schema.prefixes.c.cidr == bindparam("cidr")
+    )
 )
 _LAST_RELEASE = Statement(
     select(func.max(_addresses.c.released_at)).where(_addresses.c.address == bindparam("address"))
@@ -81,7 +87,19 @@ def _adopt_eni(tx: Write, each: model.ObservedEni, seen_at: int, now: int) -> bo
     if eni.managed:
         for address in each.addresses:
             changed |= _adopt_address(tx, eni.eni_id, address, seen_at, now)
+        for cidr in each.prefixes:
+            changed |= _adopt_prefix(tx, eni.eni_id, cidr, seen_at, now)
     return changed
+
+
+def _adopt_prefix(tx: Write, eni_id: str, cidr: str, seen_at: int, now: int) -> bool:
+    """True if it is new. One on another interface than the ledger has it waits until that is settled."""
+    if tx.one(cloud.LIVE_PREFIX, cidr=cidr) is not None:
+        return False
+    row = tx.one(_LAST_PREFIX_RELEASE, cidr=cidr)
+    if row is not None and row[0] is not None and seen_at <= row[0] + ADOPTION_LAG_MS:
+        return False
+    return cloud.prefix_assigned(tx, eni_id, cidr, "adopted", now)
 
 
 def _adopt_address(tx: Write, eni_id: str, address: str, seen_at: int, now: int) -> bool:
@@ -118,9 +136,11 @@ def _mark_enis(tx: Write, seen: model.ObservedCloud, now: int) -> None:
 
 
 def _mark_addresses(tx: Write, seen: model.ObservedCloud, now: int) -> None:
-    shown: dict[str, Sequence[str]] = {each.eni.eni_id: each.addresses for each in seen.enis}
-    for address, eni_id, state, assigned_at, absent_since in tx.all(_LIVE):
-        there = address in shown.get(eni_id, ())
+    shown: dict[str, Collection[str]] = {
+        each.eni.eni_id: {*each.addresses, *each.prefixes} for each in seen.enis
+    }
+    for address, eni_id, prefix, state, assigned_at, absent_since in tx.all(_LIVE):
+        there = (prefix or address) in shown.get(eni_id, ())
         if there and absent_since is not None:
             tx.run(_ABSENT, of=address, since=None)
             journal.line(tx, now, "address.seen_again", address, eni_id=eni_id, address=address)

@@ -6,10 +6,11 @@ belong here, see `adoption`; intents and calls neither.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, bindparam, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, bindparam, func, insert, literal_column, select, update
 from sqlalchemy.dialects import sqlite
 
 from ledger import model, rows, schema
@@ -102,7 +103,11 @@ _CONFIRM = Statement(
         _addresses.c.released_at.is_(None),
         _addresses.c.state.in_([schema.word("assigned"), schema.word("releasing")]),
     )
-    .values(state=schema.word("assigned"), absent_since=literal_column("NULL"))
+    .values(
+        state=schema.word("assigned"),
+        absent_since=literal_column("NULL"),
+        prefix=func.coalesce(bindparam("within"), _addresses.c.prefix),
+    )
 )
 _RELEASING = Statement(
     update(_addresses)
@@ -118,6 +123,33 @@ _QUARANTINE = Statement(
     update(_addresses)
     .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
     .values(state=schema.word("quarantine"), reason=bindparam("reason"))
+)
+_prefixes = schema.prefixes
+LIVE_PREFIX = Statement(
+    select(_prefixes.c.eni_id, _prefixes.c.state).where(
+        _prefixes.c.cidr == bindparam("cidr"), _prefixes.c.released_at.is_(None)
+    )
+)
+_PREFIX = Statement(insert(_prefixes), ["cidr", "eni_id", "state", "source", "assigned_at"])
+_PREFIX_STATE = Statement(
+    update(_prefixes)
+    .where(_prefixes.c.cidr == bindparam("of"), _prefixes.c.released_at.is_(None))
+    .values(state=bindparam("state"))
+)
+_PREFIX_RELEASED = Statement(
+    update(_prefixes)
+    .where(_prefixes.c.cidr == bindparam("of"), _prefixes.c.released_at.is_(None))
+    .values(state=schema.word("released"), released_at=bindparam("now"))
+)
+_IN_PREFIX = Statement(
+    select(_addresses.c.address).where(
+        _addresses.c.prefix == bindparam("cidr"), _addresses.c.released_at.is_(None)
+    )
+)
+_PREFIXES_OF_ENI = Statement(
+    select(_prefixes.c.cidr).where(
+        _prefixes.c.eni_id == bindparam("eni_id"), _prefixes.c.released_at.is_(None)
+    )
 )
 _OF_ENI = Statement(
     select(_addresses.c.address).where(
@@ -149,12 +181,15 @@ def record_node(tx: Write, node: model.Node, now: int) -> None:
 # --------------------------------------------------------------------------- interfaces
 
 
-def eni_created(tx: Write, eni: model.Eni, addresses: Iterable[str], now: int) -> None:
-    """EC2 has answered CreateNetworkInterface with this interface and these secondaries."""
+def eni_created(
+    tx: Write, eni: model.Eni, addresses: Iterable[str], now: int, prefixes: Iterable[str] = ()
+) -> None:
+    """EC2 has answered CreateNetworkInterface with this interface, these secondaries and prefixes."""
     tx.must_outlive_power()
     if tx.one(ENI_KNOWN, eni_id=eni.eni_id) is None:  # a repeated token is answered the same again
         insert_eni(tx, eni, "create", now)
     addresses_assigned(tx, eni.eni_id, addresses, "create", now)
+    prefixes_assigned(tx, eni.eni_id, prefixes, "create", now)
 
 
 def insert_eni(tx: Write, eni: model.Eni, source: str, now: int) -> None:
@@ -198,6 +233,7 @@ def eni_gone(tx: Write, eni_id: str, reason: str, now: int) -> None:
         tx, "eni", eni_id, now
     )  # the next on its device has the same ones
     left = [address for (address,) in tx.all(_OF_ENI, eni_id=eni_id)]
+    prefixes_released(tx, [cidr for (cidr,) in tx.all(_PREFIXES_OF_ENI, eni_id=eni_id)], now)
     addresses_released(tx, left, now, reason)
     tx.run(_GONE, of=eni_id, reason=reason, now=now)
     journal.line(tx, now, "eni.gone", eni_id, reason, eni_id=eni_id)
@@ -214,9 +250,11 @@ def addresses_assigned(
     return sum(assigned(tx, eni_id, address, source, now) for address in addresses)
 
 
-def assigned(tx: Write, eni_id: str, address: str, source: str, now: int) -> bool:
+def assigned(
+    tx: Write, eni_id: str, address: str, source: str, now: int, prefix: str | None = None
+) -> bool:
     """True if the address is new. One in quarantine stays there: EC2 was not asked why."""
-    if tx.run(_CONFIRM, of=address, on=eni_id).rowcount:
+    if tx.run(_CONFIRM, of=address, on=eni_id, within=prefix).rowcount:
         return False
     row = tx.one(LIVE_ONE, address=address)
     if row is not None:
@@ -232,7 +270,7 @@ def assigned(tx: Write, eni_id: str, address: str, source: str, now: int) -> boo
         address=address,
         eni_id=eni_id,
         family=6 if ":" in address else 4,
-        prefix=None,
+        prefix=prefix,
         state="assigned",
         source=source,
         assigned_at=now,
@@ -269,3 +307,52 @@ def address_quarantine(tx: Write, address: str, reason: str, now: int) -> None:
     """The address is doubtful: neither given to a pod nor given back; a lease on it stays."""
     tx.run(_QUARANTINE, of=address, reason=reason)
     journal.line(tx, now, "address.quarantine", address, reason, address=address)
+
+
+# --------------------------------------------------------------------------- prefixes
+
+
+def prefixes_assigned(tx: Write, eni_id: str, cidrs: Iterable[str], source: str, now: int) -> int:
+    """EC2 says that these networks are delegated to the interface; how many the ledger did not know.
+
+    Every address of a /28 is a pod's to have, its first and last too (EC2 User Guide, "Prefix delegation").
+    """
+    tx.must_outlive_power()
+    return sum(prefix_assigned(tx, eni_id, cidr, source, now) for cidr in cidrs)
+
+
+def prefix_assigned(tx: Write, eni_id: str, cidr: str, source: str, now: int) -> bool:
+    """True if the prefix is new. One whose release did not happen is in use again."""
+    held = tx.one(LIVE_PREFIX, cidr=cidr)
+    if held is not None and held[0] != eni_id:
+        prefixes_released(tx, [cidr], now, f"moved to {eni_id}")
+        held = None
+    if held is None:
+        tx.run(_PREFIX, cidr=cidr, eni_id=eni_id, state="assigned", source=source, assigned_at=now)
+        journal.line(tx, now, "prefix.assigned", cidr, source, eni_id=eni_id)
+    else:
+        tx.run(_PREFIX_STATE, of=cidr, state="assigned")
+    for address in ipaddress.ip_network(cidr):
+        assigned(tx, eni_id, str(address), source, now, prefix=cidr)
+    return held is None
+
+
+def prefixes_releasing(tx: Write, eni_id: str, cidrs: Iterable[str], now: int) -> None:
+    """EC2 is about to be asked to take these back: no pod gets an address of theirs from now on.
+
+    Raises sqlite3.IntegrityError if a pod was given one since this was planned: plan again.
+    """
+    tx.must_outlive_power()
+    for cidr in cidrs:
+        tx.run(_PREFIX_STATE, of=cidr, state="releasing")
+        addresses_releasing(tx, eni_id, [a for (a,) in tx.all(_IN_PREFIX, cidr=cidr)], now)
+        journal.line(tx, now, "prefix.releasing", cidr, eni_id=eni_id)
+
+
+def prefixes_released(tx: Write, cidrs: Iterable[str], now: int, reason: str = "released") -> None:
+    """EC2 has confirmed that these are no longer ours; they and their addresses stay as tombstones."""
+    tx.must_outlive_power()
+    for cidr in cidrs:
+        addresses_released(tx, [a for (a,) in tx.all(_IN_PREFIX, cidr=cidr)], now, reason)
+        tx.run(_PREFIX_RELEASED, of=cidr, now=now)
+        journal.line(tx, now, "prefix.released", cidr, reason)

@@ -16,6 +16,7 @@ from ledger.writes import journal
 
 _leases, _addresses, _enis = schema.leases, schema.addresses, schema.enis
 _ONE: ColumnElement[int] = literal_column("1")
+_ZERO: ColumnElement[int] = literal_column("0")
 
 _OPEN = Statement(
     select(*rows.LEASE).where(
@@ -52,8 +53,28 @@ _FULLEST_WITH_ROOM = Statement(
     .where(_enis.c.state == schema.word("usable"), _enis.c.managed == _ONE, _held > _leased)
     .order_by(_leased.desc(), _enis.c.device)
 )
+_held_address = _addresses.alias("held")
+_fullness = (
+    select(_held_address.c.prefix, func.count().label("leased"))
+    .select_from(
+        _leases.join(
+            _held_address,
+            (_held_address.c.address == _leases.c.address) & _held_address.c.released_at.is_(None),
+        )
+    )
+    .where(
+        _leases.c.eni_id == bindparam("eni_id"),
+        _leases.c.family == bindparam("family"),
+        _leases.c.ended_at.is_(None),
+        _held_address.c.prefix.is_not(None),
+    )
+    .group_by(_held_address.c.prefix)
+    .subquery("fullness")
+)
+# Full prefixes stay full, so that the others can be given back; within one the longest-rested first.
 _LONGEST_RESTED = Statement(
     select(_addresses.c.address)
+    .select_from(_addresses.outerjoin(_fullness, _fullness.c.prefix == _addresses.c.prefix))
     .where(
         _addresses.c.eni_id == bindparam("eni_id"),
         _addresses.c.family == bindparam("family"),
@@ -64,7 +85,11 @@ _LONGEST_RESTED = Statement(
         .where(_leases.c.address == _addresses.c.address, _leases.c.ended_at.is_(None))
         .exists(),
     )
-    .order_by(_addresses.c.rested_since)
+    .order_by(
+        _addresses.c.prefix.is_(None) == bindparam("prefixes"),
+        func.coalesce(_fullness.c.leased, _ZERO).desc(),
+        _addresses.c.rested_since,
+    )
 )
 _NOT_AT_FIRST = frozenset({"id", "activated_at", "ended_at", "adopted"})
 _INSERT = Statement(
@@ -138,13 +163,15 @@ def claim(
     host_ifname: str,
     host_mac: str,
     family: int = 4,
+    prefixes: bool = False,
     now: int,
 ) -> model.Lease:
     """The lease of this sandbox interface: the one it has, or a new one, reserved or waiting.
 
     A held lease is returned unchanged, so that asking twice gives the same address. Otherwise the
-    longest-rested address on the fullest usable interface is taken: full interfaces stay full, and the
-    others can be given back. With none free the lease waits (reason 'growing') and is tried again by
+    longest-rested address of the fullest prefix on the fullest usable interface is taken: what is full
+    stays full, and the rest can be given back. `prefixes` says which kind is taken first, the addresses
+    of prefixes or single ones. With none free the lease waits (reason 'growing') and is tried again by
     the next claim of the same key.
     """
     key = {"container_id": container_id, "ifname": ifname, "family": family}
@@ -152,7 +179,7 @@ def claim(
     held = None if row is None else rows.lease(row)
     if held is not None and held.state != "waiting":
         return held
-    address, eni_id = _choose(tx, family, now)
+    address, eni_id = _choose(tx, family, prefixes, now)
     if held is not None and address is None:
         return held
     state: model.LeaseState = "waiting" if address is None else "reserved"
@@ -203,9 +230,11 @@ def claim(
     return lease
 
 
-def _choose(tx: Write, family: int, now: int) -> tuple[str | None, str | None]:
+def _choose(tx: Write, family: int, prefixes: bool, now: int) -> tuple[str | None, str | None]:
     for (eni_id,) in tx.all(_FULLEST_WITH_ROOM, family=family):
-        found = tx.one(_LONGEST_RESTED, eni_id=eni_id, family=family, now=now)
+        found = tx.one(
+            _LONGEST_RESTED, eni_id=eni_id, family=family, prefixes=int(prefixes), now=now
+        )
         if found is not None:
             return found[0], eni_id
     return None, None

@@ -47,7 +47,7 @@ class RemoveTable:
 
 @dataclass(frozen=True, slots=True)
 class CreateEni:
-    """EC2 CreateNetworkInterface with `secondaries` automatic secondary IPv4 addresses.
+    """EC2 CreateNetworkInterface with `secondaries` automatic secondary IPv4 addresses or `prefixes` /28s.
 
     The ClientToken is the intent's token (made by who records the intent, never by the planner).
     """
@@ -57,6 +57,7 @@ class CreateEni:
     description: str
     secondaries: int
     tags: tuple[tuple[str, str], ...] = ()
+    prefixes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,22 @@ class UnassignAddresses:
 
 
 @dataclass(frozen=True, slots=True)
+class AssignPrefixes:
+    """EC2 AssignPrivateIpAddresses: `count` automatic /28 prefixes."""
+
+    eni_id: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnassignPrefixes:
+    """EC2 UnassignPrivateIpAddresses of exactly these /28 prefixes."""
+
+    eni_id: str
+    prefixes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DetachEni:
     """EC2 DetachNetworkInterface."""
 
@@ -116,6 +133,8 @@ CloudAction = (
     | SetDeleteOnTermination
     | AssignAddresses
     | UnassignAddresses
+    | AssignPrefixes
+    | UnassignPrefixes
     | DetachEni
     | DeleteEni
 )

@@ -86,4 +86,10 @@ def thawed(plan: actions.Plan, frozen: Freeze) -> actions.Plan:
 
 def gives_back(action: actions.CloudAction) -> bool:
     """Does it return something to EC2?"""
-    return isinstance(action, actions.UnassignAddresses | actions.DetachEni | actions.DeleteEni)
+    return isinstance(
+        action,
+        actions.UnassignAddresses
+        | actions.UnassignPrefixes
+        | actions.DetachEni
+        | actions.DeleteEni,
+    )

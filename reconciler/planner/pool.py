@@ -1,7 +1,7 @@
 """How many addresses and interfaces this node should hold, and the EC2 calls that lead there.
 
-The targets are upstream's (WARM_IP_TARGET and MINIMUM_IP_TARGET, else WARM_ENI_TARGET, within MAX_ENI);
-pods that wait come on top of them and first. Nothing is given back while anything is missing or on its
+The targets are upstream's (WARM_IP_TARGET and MINIMUM_IP_TARGET, else WARM_ENI_TARGET or, with prefix
+delegation, WARM_PREFIX_TARGET, within MAX_ENI); pods that wait come on top of them and first. Nothing is given back while anything is missing or on its
 way, on a picture that EC2 itself did not just show, or before it has rested, so that a plan never undoes
 the one before. The sums are in targets, what may go in release, the counting in stock; when EC2 is
 asked does not belong here.
@@ -9,6 +9,7 @@ asked does not belong here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -38,14 +39,16 @@ def capacity(desired: model.Desired, settings: knobs.Settings, limit: limits.Lim
     `could_grow` is true too for addresses on their way and for those on interfaces not yet usable;
     calls that failed and cooling addresses are left to the caller, who knows the time.
     """
-    held = stock.count(desired, model.Unknown("not asked", 0), 0)
+    prefixed = targets.prefixed(settings, limit)
+    held = stock.count(desired, model.Unknown("not asked", 0), 0, prefixed=prefixed)
+    most = limit.slots * (stock.PREFIX_SIZE if prefixed else 1)
     usable = max(targets.most_enis(settings, limit) - (held.enis - _ours(held)), 0)
     arriving = any(
         h.eni.state != "usable" and len(h.leased) < len(h.addresses) for h in held.holdings
     )
     room = any(h.occupied < limit.slots for h in held.holdings)
     grow = arriving or room or held.coming > 0 or held.enis < targets.most_enis(settings, limit)
-    return Capacity(usable * limit.slots, usable, grow, "growing" if grow else "node_full")
+    return Capacity(usable * most, usable, grow, "growing" if grow else "node_full")
 
 
 def _ours(held: stock.Stock) -> int:
@@ -68,8 +71,8 @@ def cloud_steps(
     node = desired.node
     if node is None or not any(eni.primary for eni in desired.enis):
         return (), (actions.Note("starting", "this node's own interface is not known yet"),)
-    held = stock.count(desired, observed, now)
-    want = targets.short(held, settings, limit.slots, max_pods)
+    held = stock.count(desired, observed, now, prefixed=targets.prefixed(settings, limit))
+    want = _missing(held, settings, limit, max_pods)
     notes = [_summary(held, want)]
     steps = [*_attach(held, node, settings, limit)]
     grown, why = _grow(held, node, settings, limit, want, now)
@@ -80,18 +83,46 @@ def cloud_steps(
     # Growth, barred for now or not yet complete, and giving back exclude each other.
     if not (want or held.waiting or held.coming or held.loose):
         gives += release.surplus(held, settings, limit, now)
+    elif want and not grown:  # what is on its way out may be what takes the room
+        gives += release.leaving(held, targets.prefixed(settings, limit), now)
     backed, doubts = release.confirmed(gives, observed)
     steps += backed
     notes += doubts
     return tuple(sorted(steps, key=lambda s: _ORDER[s.lane])), tuple(notes)
 
 
-def _summary(held: stock.Stock, want: int) -> actions.Note:
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """`amount` of addresses, or of whole prefixes, to ask for."""
+
+    amount: int
+    prefixes: bool = False
+
+    def __bool__(self) -> bool:
+        """Is anything missing?"""
+        return self.amount > 0
+
+    def __str__(self) -> str:
+        """With its unit."""
+        return f"{self.amount} {'prefixes' if self.prefixes else 'addresses'}"
+
+
+def _missing(
+    held: stock.Stock, settings: knobs.Settings, limit: limits.Limits, max_pods: int | None
+) -> Missing:
+    if held.fallback:
+        return Missing(targets.short_without_blocks(held, settings, max_pods))
+    if targets.prefixed(settings, limit):
+        return Missing(targets.short_prefixes(held, settings, max_pods), prefixes=True)
+    return Missing(targets.short(held, settings, limit.slots, max_pods))
+
+
+def _summary(held: stock.Stock, want: Missing) -> actions.Note:
     cooling = held.total - held.leased - held.ready
     text = (
         f"{held.total} addresses on {len(held.holdings)} interfaces: {held.leased} leased, "
         f"{held.ready} ready, {cooling} cooling; {held.coming} on their way, "
-        f"{held.waiting} pods wait, {want} missing"
+        f"{held.waiting} pods wait, {want.amount} missing"
     )
     return actions.Note("pool", text)
 
@@ -101,40 +132,50 @@ def _grow(
     node: model.Node,
     settings: knobs.Settings,
     limit: limits.Limits,
-    want: int,
+    missing: Missing,
     now: int,
 ) -> tuple[Steps, Notes]:
     """Fill the fullest interfaces that have room, each by one call, then make new ones."""
     steps: list[actions.CloudStep] = []
-    whole, unserved = not targets.by_addresses(settings), held.unserved
+    want, unserved = missing.amount, held.unserved
+    size = stock.PREFIX_SIZE if missing.prefixes else 1
+    whole = not (targets.by_addresses(settings) or missing.prefixes or held.fallback)
+    verb = actions.AssignPrefixes if missing.prefixes else actions.AssignAddresses
 
     def step(action: actions.CloudAction, amount: int) -> None:
         nonlocal want, unserved
         lane: actions.Lane = "pod" if unserved > 0 else "warm"
-        cause = (
-            f"{unserved} pods wait" if unserved > 0 else f"{want} addresses below the warm target"
-        )
+        left = dataclasses.replace(missing, amount=want)
+        cause = f"{unserved} pods wait" if unserved > 0 else f"{left} below the warm target"
         steps.append(actions.CloudStep(action, lane, cause))
-        want, unserved = want - amount, max(unserved - amount, 0)
+        want, unserved = want - amount, max(unserved - amount * size, 0)
 
     for each in sorted(held.holdings, key=_fullest):
         room = limit.slots - each.occupied
         amount = room if whole else min(room, want)
-        fits = held.barred.room_in(each.eni.subnet_id)
+        fits = _fits(held, each.eni.subnet_id, missing)
         if fits is not None:  # a full subnet: only a pod is worth more tries, each for fewer
-            amount = min(amount, fits, unserved)
-        if want > 0 and amount > 0 and held.may("AssignAddresses", each.eni.eni_id):
-            step(actions.AssignAddresses(each.eni.eni_id, amount), amount)
+            amount = min(amount, fits, -(-unserved // size))
+        if want > 0 and amount > 0 and held.may(verb.__name__, each.eni.eni_id):
+            step(verb(each.eni.eni_id, amount), amount)
     places = targets.most_enis(settings, limit) - held.enis
-    if want > 0 and places > 0 and (hindered := _hindered(held, node)):
+    if want > 0 and places > 0 and (hindered := _hindered(held, node, missing)):
         return tuple(steps), (hindered,)
     while want > 0 and places > 0:
         amount = limit.slots if whole else min(want, limit.slots)
-        step(_create(node, amount, settings, now), amount)
+        step(_create(node, amount, missing, settings, now), amount)
         places -= 1
     if want > 0:
-        return tuple(steps), (actions.Note("node_full", f"{want} more would not fit on this node"),)
+        text = f"{want} {'prefixes' if missing.prefixes else 'addresses'} more would not fit"
+        return tuple(steps), (actions.Note("node_full", f"{text} on this node"),)
     return tuple(steps), ()
+
+
+def _fits(held: stock.Stock, subnet_id: str, missing: Missing) -> int | None:
+    """How many may still be tried in a subnet that has too few; None if it is not known to."""
+    if missing.prefixes:
+        return held.barred.blocks_in(subnet_id)
+    return held.barred.room_in(subnet_id)
 
 
 def _fullest(each: stock.Holding) -> tuple[bool, int, int, str]:
@@ -142,11 +183,11 @@ def _fullest(each: stock.Holding) -> tuple[bool, int, int, str]:
     return (each.eni.state != "usable", -each.occupied, each.eni.device, each.eni.eni_id)
 
 
-def _hindered(held: stock.Stock, node: model.Node) -> actions.Note | None:
+def _hindered(held: stock.Stock, node: model.Node, missing: Missing) -> actions.Note | None:
     """Why no interface can be made though there is a place for one; None if one can."""
     if any(isinstance(call, actions.CreateEni | actions.AttachEni) for call in held.doubtful):
         return actions.Note("growing", "whether a new interface was made is not known yet")
-    if held.barred.room_in(node.subnet_id) is not None:
+    if _fits(held, node.subnet_id, missing) is not None:
         return actions.Note("subnet_full", f"{node.subnet_id} has no room; tried again later")
     if held.barred.bars("CreateEni", node.subnet_id):
         return actions.Note(
@@ -157,7 +198,9 @@ def _hindered(held: stock.Stock, node: model.Node) -> actions.Note | None:
     return None
 
 
-def _create(node: model.Node, amount: int, settings: knobs.Settings, now: int) -> actions.CreateEni:
+def _create(
+    node: model.Node, amount: int, missing: Missing, settings: knobs.Settings, now: int
+) -> actions.CreateEni:
     """With upstream's description and tags."""
     labels = {tags.INSTANCE: node.instance_id, tags.CREATED: str(now)}
     if settings.cluster_name:
@@ -167,7 +210,8 @@ def _create(node: model.Node, amount: int, settings: knobs.Settings, now: int) -
         subnet_id=node.subnet_id,
         security_groups=node.security_groups,
         description=f"aws-K8S-{node.instance_id}",
-        secondaries=amount,
+        secondaries=0 if missing.prefixes else amount,
+        prefixes=amount if missing.prefixes else 0,
         tags=tuple(sorted(labels.items())),
     )
 

@@ -51,23 +51,68 @@ def unattachable(
 def surplus(
     held: stock.Stock, settings: knobs.Settings, limit: limits.Limits, now: int
 ) -> Iterator[actions.CloudStep]:
-    """One idle interface that the targets can do without; else single addresses beyond them."""
+    """One idle interface that the targets can do without; else addresses or prefixes beyond them.
+
+    What is of the kind that is on its way out goes in any case.
+    """
+    prefixed = targets.prefixed(settings, limit)
     for each in reversed(held.holdings):
-        if _idle(each, held, now) and _dispensable(each, held, settings, limit.slots, now):
+        if _idle(each, held, now) and _dispensable(each, held, settings, limit, now):
             assert each.eni.attachment_id is not None
             action = actions.DetachEni(each.eni.eni_id, each.eni.attachment_id)
             yield actions.CloudStep(action, "tidy", "idle, and the others keep the warm target")
             return
-    left = targets.over(held, settings)
+    yield from leaving(held, prefixed, now)
     # The emptiest first, so that it becomes idle; the primary interface, which stays, last.
-    for each in sorted(
+    emptiest = sorted(
         held.holdings, key=lambda h: (h.eni.primary, len(h.leased), -h.eni.device, h.eni.eni_id)
-    ):
+    )
+    if held.fallback:
+        return  # single addresses stand in for prefixes: they go when those are there
+    if prefixed:
+        yield from _prefixes(emptiest, held, settings, now)
+    else:
+        yield from _addresses(emptiest, held, settings, now)
+
+
+def _addresses(
+    emptiest: list[stock.Holding], held: stock.Stock, settings: knobs.Settings, now: int
+) -> Iterator[actions.CloudStep]:
+    left = targets.over(held, settings)
+    for each in emptiest:
         gone = tuple(a.address for a in each.rested(now)[:left])
         if gone and held.may("UnassignAddresses", each.eni.eni_id):
             cause = f"{left} addresses above the warm target"
             yield actions.CloudStep(actions.UnassignAddresses(each.eni.eni_id, gone), "tidy", cause)
             left -= len(gone)
+
+
+def _prefixes(
+    emptiest: list[stock.Holding], held: stock.Stock, settings: knobs.Settings, now: int
+) -> Iterator[actions.CloudStep]:
+    rested = {each.eni.eni_id: each.rested_prefixes(now) for each in emptiest}
+    left = targets.over_prefixes(held, settings, sum(map(len, rested.values())))
+    for each in emptiest:
+        gone = rested[each.eni.eni_id][:left]
+        if gone and held.may("UnassignPrefixes", each.eni.eni_id):
+            cause = f"{left} prefixes above the warm target"
+            yield actions.CloudStep(actions.UnassignPrefixes(each.eni.eni_id, gone), "tidy", cause)
+            left -= len(gone)
+
+
+def leaving(held: stock.Stock, prefixed: bool, now: int) -> Iterator[actions.CloudStep]:
+    """After prefix delegation was switched: free addresses of the other kind."""
+    cause = f"prefix delegation is {'on' if prefixed else 'off'}"
+    for each in held.holdings:
+        free = each.leavers(now)
+        singles = tuple(a.address for a in free if a.prefix is None)
+        blocks = stock.whole(free, each.others)
+        if singles and held.may("UnassignAddresses", each.eni.eni_id):
+            action: actions.CloudAction = actions.UnassignAddresses(each.eni.eni_id, singles)
+            yield actions.CloudStep(action, "tidy", cause)
+        if blocks and held.may("UnassignPrefixes", each.eni.eni_id):
+            action = actions.UnassignPrefixes(each.eni.eni_id, blocks)
+            yield actions.CloudStep(action, "tidy", cause)
 
 
 def _idle(each: stock.Holding, held: stock.Stock, now: int) -> bool:
@@ -81,19 +126,31 @@ def _idle(each: stock.Holding, held: stock.Stock, now: int) -> bool:
         and eni.attached_at is not None
         and now - eni.attached_at >= MIN_AGE_MS
         and len(each.rested(now)) == len(each.addresses)
+        and len(each.leavers(now)) == len(each.others)
         and held.may("DetachEni", eni.eni_id)
     )
 
 
 def _dispensable(
-    each: stock.Holding, held: stock.Stock, settings: knobs.Settings, slots: int, now: int
+    each: stock.Holding,
+    held: stock.Stock,
+    settings: knobs.Settings,
+    limit: limits.Limits,
+    now: int,
 ) -> bool:
-    """The other interfaces' rested addresses reach the targets."""
+    """The other interfaces' rested addresses reach the targets, in whole prefixes where those count."""
     rested = held.rested - len(each.rested(now))
-    if not targets.by_addresses(settings):
-        return rested >= targets.warm_enis(settings, slots)
     total = held.total - len(each.addresses)
-    return rested >= settings.warm_ip_target and total >= settings.minimum_ip_target
+    prefixed = targets.prefixed(settings, limit)
+    if targets.by_addresses(settings):
+        unit = stock.PREFIX_SIZE if prefixed else 1
+        warm = -(-settings.warm_ip_target // unit) * unit
+        return rested >= warm and total >= settings.minimum_ip_target
+    if prefixed:
+        free = held.free_prefixes - len(each.free_prefixes)
+        keep = settings.warm_prefix_target
+        return rested >= max(keep * stock.PREFIX_SIZE, 1) and free >= keep
+    return rested >= targets.warm_enis(settings, limit.slots)
 
 
 def confirmed(
@@ -129,6 +186,10 @@ def _shown(
             there = seen[eni_id].addresses if eni_id in seen else ()
             shown = tuple(a for a in addresses if a in there)
             return actions.UnassignAddresses(eni_id, shown) if shown else None
+        case actions.UnassignPrefixes(eni_id, prefixes):
+            there = seen[eni_id].prefixes if eni_id in seen else ()
+            shown = tuple(p for p in prefixes if p in there)
+            return actions.UnassignPrefixes(eni_id, shown) if shown else None
         case actions.DetachEni(eni_id):
             return action if eni_id in seen and seen[eni_id].eni.device >= 0 else None
         case actions.DeleteEni(eni_id):  # one that is not shown may be gone already: success

@@ -7,6 +7,7 @@ asked for until its `retry_at`. How much the node should hold does not belong he
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +22,9 @@ SERVING: Final = frozenset({"created", "attaching", "attached", "usable"})
 REST_MS: Final = 60_000
 """An address free for less is not given back: pods come and go faster than EC2 calls are worth."""
 
+PREFIX_SIZE: Final = 16
+"""Addresses of a /28."""
+
 _UNDER_WAY: Final = frozenset({"planned", "sent", "unknown"})
 _WHOLE_ACTION: Final = frozenset({"throttled", "ec2_denied", "ec2_down"})
 """Reasons that would meet the same action for any interface."""
@@ -30,12 +34,15 @@ _WHOLE_ACTION: Final = frozenset({"throttled", "ec2_denied", "ec2_down"})
 class Holding:
     """One interface that may carry pods, with its addresses that are `assigned`.
 
-    `occupied` counts slots: these, those in quarantine or being released, those on their way, and
-    those that an observation shows and the ledger does not know.
+    `addresses` are of the kind that counts, single ones or those of prefixes; `others` are of the kind
+    that is on its way out. `occupied` counts slots, of which a prefix takes one: what is here, what is
+    in quarantine or being released, what is on its way, and what an observation shows and the ledger
+    does not know.
     """
 
     eni: model.Eni
     addresses: tuple[model.Address, ...]
+    others: tuple[model.Address, ...]
     leased: frozenset[str]
     occupied: int
     busy: bool
@@ -53,6 +60,29 @@ class Holding:
         old = (a for a in self.ready(now) if now - a.rested_since >= REST_MS)
         return tuple(sorted(old, key=lambda a: (a.rested_since, a.address)))
 
+    def leavers(self, now: int) -> tuple[model.Address, ...]:
+        """Free rested addresses of the kind that is on its way out."""
+        free = (a for a in self.others if not a.leased and a.cooling_until <= now)
+        return tuple(a for a in free if now - a.rested_since >= REST_MS)
+
+    @property
+    def free_prefixes(self) -> frozenset[str]:
+        """Prefixes of which no address is leased."""
+        used = {a.prefix for a in self.addresses if a.address in self.leased}
+        return frozenset(a.prefix for a in self.addresses if a.prefix and a.prefix not in used)
+
+    def rested_prefixes(self, now: int) -> tuple[str, ...]:
+        """Prefixes whose addresses have all been free for REST_MS, in order."""
+        return whole(self.rested(now), self.addresses)
+
+
+def whole(some: tuple[model.Address, ...], of: tuple[model.Address, ...]) -> tuple[str, ...]:
+    """Prefixes that have all of their addresses in `some`."""
+    there = Counter(a.prefix for a in some)
+    every = Counter(a.prefix for a in of)
+    whole = (p for p, n in there.items() if p is not None and n == every[p] == PREFIX_SIZE)
+    return tuple(sorted(whole))
+
 
 @dataclass(frozen=True, slots=True)
 class Barred:
@@ -62,6 +92,8 @@ class Barred:
     subjects: frozenset[tuple[str, str]] = frozenset()
     subnets: tuple[tuple[str, int], ...] = ()
     """Full subnets, with the number of addresses that one of them had not."""
+    blocks: tuple[tuple[str, int], ...] = ()
+    """Subnets without free /28 blocks, with the number of blocks that one of them had not."""
     devices: frozenset[int] = frozenset()
     """Device indexes that turned out to be taken."""
 
@@ -71,13 +103,26 @@ class Barred:
 
     def room_in(self, subnet_id: str) -> int | None:
         """How many addresses may still be tried in a full subnet (0: none); None if it is not full."""
-        missing = [count for subnet, count in self.subnets if subnet == subnet_id]
-        return min(missing) // 2 if missing else None
+        return _half(self.subnets, subnet_id)
+
+    def blocks_in(self, subnet_id: str) -> int | None:
+        """How many prefixes may still be tried in a subnet without free blocks; None if it has some."""
+        return _half(self.blocks, subnet_id)
+
+
+def _half(short: tuple[tuple[str, int], ...], subnet_id: str) -> int | None:
+    """Half of the least that was refused; None if nothing was."""
+    missing = [count for subnet, count in short if subnet == subnet_id]
+    return min(missing) // 2 if missing else None
 
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """The counts behind a plan. All are of IPv4 secondary addresses on the default card."""
+    """The counts behind a plan: IPv4 addresses for pods on the default card, of the kind that counts.
+
+    With prefix delegation that is the addresses of prefixes, and single ones as well while the subnet
+    has no blocks; without it single addresses alone.
+    """
 
     holdings: tuple[Holding, ...]
     under_way: tuple[actions.CloudAction, ...]
@@ -95,6 +140,10 @@ class Stock:
     ready: int
     rested: int
     coming: int
+    free_prefixes: int = 0
+    """Prefixes that no pod uses, those on their way included."""
+    fallback: bool = False
+    """Single addresses stand in for prefixes: the subnet has no free blocks now."""
 
     @property
     def spare(self) -> int:
@@ -121,8 +170,17 @@ class Stock:
         return any(getattr(call, "eni_id", None) == eni_id for call in calls)
 
 
-def count(desired: model.Desired, observed: model.ObservedCloud | model.Unknown, now: int) -> Stock:
+def count(
+    desired: model.Desired,
+    observed: model.ObservedCloud | model.Unknown,
+    now: int,
+    *,
+    prefixed: bool = False,
+) -> Stock:
     """Count it. An observation only ever adds: what it shows and the ledger does not know takes room."""
+    barred = _barred(desired, now)
+    home = desired.node.subnet_id if desired.node else ""
+    fallback = prefixed and barred.blocks_in(home) == 0
     under_way = _actions(i for i in desired.intents if i.state in _UNDER_WAY)
     seen = {} if isinstance(observed, model.Unknown) else {o.eni.eni_id: o for o in observed.enis}
     leased = frozenset(lease.address for lease in desired.leases if lease.address) | frozenset(
@@ -133,7 +191,7 @@ def count(desired: model.Desired, observed: model.ObservedCloud | model.Unknown,
     strangers = [o.eni for o in seen.values() if o.eni.eni_id not in known and o.eni.device >= 0]
     on_card = [eni for eni in (*enis, *strangers) if eni.card == 0]
     holdings = tuple(
-        _holding(eni, desired, seen.get(eni.eni_id), leased, under_way)
+        _holding(eni, desired, seen.get(eni.eni_id), leased, under_way, prefixed, fallback)
         for eni in sorted(on_card, key=lambda e: (not e.primary, e.device < 0, e.device, e.eni_id))
         if eni.eni_id in known and eni.managed and eni.kind == "interface" and eni.state in SERVING
     )
@@ -142,7 +200,7 @@ def count(desired: model.Desired, observed: model.ObservedCloud | model.Unknown,
         holdings=holdings,
         under_way=under_way,
         doubtful=_actions(i for i in desired.intents if i.state == "unknown"),
-        barred=_barred(desired, now),
+        barred=barred,
         enis=len(on_card) + len(asked),
         devices=frozenset(eni.device for eni in on_card if eni.device >= 0)
         | frozenset(call.device for call in under_way if isinstance(call, actions.AttachEni)),
@@ -154,8 +212,18 @@ def count(desired: model.Desired, observed: model.ObservedCloud | model.Unknown,
         leased=sum(len(h.leased) for h in holdings),
         ready=sum(len(h.ready(now)) for h in holdings),
         rested=sum(len(h.rested(now)) for h in holdings),
-        coming=sum(call.secondaries for call in asked)
-        + sum(_assigning(h.eni.eni_id, under_way) for h in holdings),
+        coming=sum(
+            map(_brings, (*asked, *(c for h in holdings for c in _assigning(h, under_way))))
+        ),
+        free_prefixes=sum(len(h.free_prefixes) for h in holdings)
+        + sum(call.prefixes for call in asked)
+        + sum(
+            call.count
+            for h in holdings
+            for call in _assigning(h, under_way)
+            if isinstance(call, actions.AssignPrefixes)
+        ),
+        fallback=fallback,
     )
 
 
@@ -163,13 +231,25 @@ def _actions(intents: Iterable[model.Intent]) -> tuple[actions.CloudAction, ...]
     return tuple(notation.action(intent) for intent in intents)
 
 
-def _assigning(eni_id: str, under_way: tuple[actions.CloudAction, ...]) -> int:
-    """Addresses on their way to one interface."""
-    return sum(
-        call.count
-        for call in under_way
-        if isinstance(call, actions.AssignAddresses) and call.eni_id == eni_id
-    )
+def _assigning(
+    each: Holding | model.Eni, under_way: tuple[actions.CloudAction, ...]
+) -> list[actions.AssignAddresses | actions.AssignPrefixes]:
+    """Calls under way that bring one interface more."""
+    eni = each if isinstance(each, model.Eni) else each.eni
+    verbs = actions.AssignAddresses | actions.AssignPrefixes
+    return [c for c in under_way if isinstance(c, verbs) and c.eni_id == eni.eni_id]
+
+
+def _brings(call: actions.CloudAction) -> int:
+    """How many addresses for pods a call brings."""
+    match call:
+        case actions.CreateEni():
+            return call.secondaries + PREFIX_SIZE * call.prefixes
+        case actions.AssignAddresses():
+            return call.count
+        case actions.AssignPrefixes():
+            return PREFIX_SIZE * call.count
+    return 0
 
 
 def _holding(
@@ -178,24 +258,29 @@ def _holding(
     seen: model.ObservedEni | None,
     leased: frozenset[str],
     under_way: tuple[actions.CloudAction, ...],
+    prefixed: bool,
+    fallback: bool,
 ) -> Holding:
     rows = [a for a in desired.addresses if a.eni_id == eni.eni_id and a.family == 4]
     rows = [a for a in rows if a.state != "released"]
-    assigned = tuple(a for a in rows if a.state == "assigned")
-    coming = _assigning(eni.eni_id, under_way)
-    names = {a.address for a in rows}
+    assigned = [a for a in rows if a.state == "assigned"]
+    counted = tuple(a for a in assigned if fallback or (a.prefix is not None) == prefixed)
+    names = {a.address for a in counted}
+    prefixes = {p.cidr for p in desired.prefixes if p.eni_id == eni.eni_id}
+    singles = {a.address for a in rows if a.prefix is None}
+    coming = sum(call.count for call in _assigning(eni, under_way))
     # While a reply is out, an address nobody knows is most likely one of those on their way.
-    strangers = len([a for a in seen.addresses if a not in names]) if seen else 0
-    prefixes = sum(p.eni_id == eni.eni_id and p.state != "released" for p in desired.prefixes)
+    shown = {*seen.addresses, *seen.prefixes} if seen else set()
+    strangers = len(shown - singles - prefixes)
     return Holding(
         eni=eni,
-        addresses=assigned,
-        leased=frozenset(a.address for a in assigned if a.address in leased),
-        occupied=len(rows) + prefixes + max(coming, strangers),
+        addresses=counted,
+        others=tuple(a for a in assigned if a.address not in names),
+        leased=frozenset(a.address for a in counted if a.address in leased),
+        occupied=len(singles) + len(prefixes) + max(coming, strangers),
         busy=any(getattr(call, "eni_id", None) == eni.eni_id for call in under_way)
         or any(lease.eni_id == eni.eni_id for lease in desired.leases if lease.state != "ended")
-        or any(a.state != "assigned" or a.address in leased for a in rows)
-        or bool(prefixes),
+        or any(a.state != "assigned" or a.address in leased for a in rows),
     )
 
 
@@ -204,6 +289,7 @@ def _barred(desired: model.Desired, now: int) -> Barred:
     operations: set[str] = set()
     subjects: set[tuple[str, str]] = set()
     subnets: list[tuple[str, int]] = []
+    blocks: list[tuple[str, int]] = []
     devices: set[int] = set()
     subnet_of = {eni.eni_id: eni.subnet_id for eni in desired.enis}
     for intent in desired.intents:
@@ -213,6 +299,10 @@ def _barred(desired: model.Desired, now: int) -> Barred:
         reason = errors.from_ec2(intent.error.partition(":")[0], intent.error).reason
         if reason in _WHOLE_ACTION:
             operations.add(intent.operation)
+        elif reason == "subnet_full" and isinstance(action, actions.AssignPrefixes):
+            blocks.append((subnet_of.get(action.eni_id, ""), action.count))
+        elif reason == "subnet_full" and isinstance(action, actions.CreateEni) and action.prefixes:
+            blocks.append((action.subnet_id, action.prefixes))
         elif reason == "subnet_full" and isinstance(action, actions.CreateEni):
             subnets.append((action.subnet_id, action.secondaries + 1))
         elif reason == "subnet_full" and isinstance(action, actions.AssignAddresses):
@@ -221,4 +311,10 @@ def _barred(desired: model.Desired, now: int) -> Barred:
             devices.add(action.device)
         else:
             subjects.add((intent.operation, intent.subject))
-    return Barred(frozenset(operations), frozenset(subjects), tuple(subnets), frozenset(devices))
+    return Barred(
+        frozenset(operations),
+        frozenset(subjects),
+        tuple(subnets),
+        tuple(blocks),
+        frozenset(devices),
+    )

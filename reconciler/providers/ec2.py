@@ -4,9 +4,10 @@ Throttled calls are repeated, up to ATTEMPTS times at the pace botocore's adapti
 description is repeated after a lost connection too. A mutation whose reply was lost never is: its
 outcome is `unknown`. Results that `Outcome.result` carries, all in JSON's types:
 
-    CreateEni         eni (the fields of model.Eni), addresses (secondaries)
+    CreateEni         eni (the fields of model.Eni), addresses (secondaries), prefixes
     AttachEni         attachment_id
     AssignAddresses   addresses (only the new ones)
+    AssignPrefixes    prefixes (only the new ones)
 
 The only file with boto3, imported when an Ec2 is made. Deciding what to call, or when to call again
 after an error, does not belong here.
@@ -48,6 +49,8 @@ ACTION: Final[dict[type[actions.CloudAction], str]] = {
     actions.SetDeleteOnTermination: "ModifyNetworkInterfaceAttribute",
     actions.AssignAddresses: "AssignPrivateIpAddresses",
     actions.UnassignAddresses: "UnassignPrivateIpAddresses",
+    actions.AssignPrefixes: "AssignPrivateIpAddresses",
+    actions.UnassignPrefixes: "UnassignPrivateIpAddresses",
     actions.DetachEni: "DetachNetworkInterface",
     actions.DeleteEni: "DeleteNetworkInterface",
 }
@@ -146,8 +149,16 @@ class Ec2:
                 )
                 new = reply.get("AssignedPrivateIpAddresses", ())
                 return {"addresses": [each["PrivateIpAddress"] for each in new]}
+            case actions.AssignPrefixes(eni_id, count):
+                reply = self._call(
+                    ACTION[type(action)], NetworkInterfaceId=eni_id, Ipv4PrefixCount=count
+                )
+                blocks = reply.get("AssignedIpv4Prefixes", ())
+                return {"prefixes": [each["Ipv4Prefix"] for each in blocks]}
             case actions.UnassignAddresses(eni_id, addresses):
-                self._unassign(eni_id, addresses)
+                self._unassign(eni_id, "PrivateIpAddresses", addresses)
+            case actions.UnassignPrefixes(eni_id, prefixes):
+                self._unassign(eni_id, "Ipv4Prefixes", prefixes)
             case actions.SetDeleteOnTermination(eni_id, attachment_id):
                 change = {"AttachmentId": attachment_id, "DeleteOnTermination": True}
                 self._call(ACTION[type(action)], NetworkInterfaceId=eni_id, Attachment=change)
@@ -163,7 +174,11 @@ class Ec2:
         raw = self._call("CreateNetworkInterface", **parameters)["NetworkInterface"]
         made = self._observed(raw)
         eni = dataclasses.replace(made.eni, managed=True)
-        return {"eni": dataclasses.asdict(eni), "addresses": list(made.addresses)}
+        return {
+            "eni": dataclasses.asdict(eni),
+            "addresses": list(made.addresses),
+            "prefixes": list(made.prefixes),
+        }
 
     def _attach(self, action: actions.AttachEni) -> dict[str, object]:
         try:
@@ -185,22 +200,20 @@ class Ec2:
                     return {"attachment_id": attachment["AttachmentId"]}
             raise
 
-    def _unassign(self, eni_id: str, addresses: tuple[str, ...]) -> None:
+    def _unassign(self, eni_id: str, kind: str, things: tuple[str, ...]) -> None:
         """EC2 refuses all of them if one is gone, without saying which; asked one by one, it does say.
 
-        A description would not do: it may be older than what took the address away.
+        A description would not do: it may be older than what took the thing away. `kind` is EC2's
+        parameter.
         """
+        parameters = {"NetworkInterfaceId": eni_id, kind: list(things)}
         try:
-            self._gone_is_fine(
-                "UnassignPrivateIpAddresses",
-                NetworkInterfaceId=eni_id,
-                PrivateIpAddresses=list(addresses),
-            )
+            self._gone_is_fine("UnassignPrivateIpAddresses", **parameters)
         except _Failed as failed:
             if failed.code != "InvalidParameterValue" or "not assigned" not in failed.text:
                 raise
-            for address in addresses if len(addresses) > 1 else ():
-                self._unassign(eni_id, (address,))
+            for thing in things if len(things) > 1 else ():
+                self._unassign(eni_id, kind, (thing,))
 
     def _gone_is_fine(self, operation: str, **parameters: Any) -> None:
         try:

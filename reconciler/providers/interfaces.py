@@ -86,6 +86,8 @@ def create_parameters(wish: actions.CreateEni, token: str) -> Json:
     }
     if wish.secondaries:
         parameters["SecondaryPrivateIpAddressCount"] = wish.secondaries
+    if wish.prefixes:
+        parameters["Ipv4PrefixCount"] = wish.prefixes
     return parameters
 
 

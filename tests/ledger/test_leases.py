@@ -215,7 +215,7 @@ def test_a_claim_finds_its_rows_by_index(ledger: database.Ledger) -> None:
     from ledger.writes import leases
 
     plans: list[str] = []
-    given = {"eni_id": "", "family": 4, "now": 0, "container_id": "", "ifname": ""}
+    given = {"eni_id": "", "family": 4, "now": 0, "prefixes": 0, "container_id": "", "ifname": ""}
     with ledger.read() as tx:
         for statement in (leases._OPEN, leases._FULLEST_WITH_ROOM, leases._LONGEST_RESTED):
             rows = tx.dicts(f"EXPLAIN QUERY PLAN {statement.sql}", given)

@@ -231,7 +231,11 @@ def test_the_same_interface_answered_twice_is_one_row(door: Door) -> None:
     create = actions.CreateEni("subnet-1", ("sg-1",), "d", 1)
     for _ in range(2):
         intent, step = intend(door, create)
-        result: dict[str, object] = {"eni": fields, "addresses": ("10.0.0.70",)}
+        result: dict[str, object] = {
+            "eni": fields,
+            "addresses": ("10.0.0.70",),
+            "prefixes": (),
+        }
         done = CloudOutcome(actions.Outcome(create, result=result), "CreateEni", "ok", 1_000)
         with door.ledger.write(durable=True) as tx:
             record.cloud(tx, intent, step, done, door.now)

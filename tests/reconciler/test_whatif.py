@@ -255,6 +255,7 @@ class Trial:
     pods: tuple[int, ...]
 
 
+PREFIXES = {"ENABLE_PREFIX_DELEGATION": "true"}
 DENSE = {"WARM_IP_TARGET": "2", "MINIMUM_IP_TARGET": "5"}
 TRIALS = {
     "t3.small": (  # 3 interfaces of 3
@@ -264,6 +265,15 @@ TRIALS = {
         Trial(DENSE, (0, 4, 9)),
         Trial({"MINIMUM_IP_TARGET": "4"}, (0, 4, 5)),
         Trial({"WARM_ENI_TARGET": "1", "MAX_ENI": "2"}, (0, 4, 6)),
+    ),
+    # By itself: the single addresses of other nodes leave a small subnet few whole blocks.
+    "t3.small prefixes": (
+        Trial(PREFIXES | {"WARM_PREFIX_TARGET": "1"}, (0, 1, 17)),
+        Trial(PREFIXES | {"WARM_PREFIX_TARGET": "4"}, (0, 2)),
+    ),
+    "m5.large prefixes": (
+        Trial(PREFIXES | {"WARM_IP_TARGET": "5", "MINIMUM_IP_TARGET": "40"}, (0, 12)),
+        Trial(PREFIXES | {"WARM_IP_TARGET": "16"}, (0, 1, 17)),
     ),
     "m5.large": (  # 3 interfaces of 9
         Trial(BY_IP, (0, 8, 9, 14)),
@@ -285,10 +295,10 @@ def test_there_are_enough_trials() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing()))
-@pytest.mark.parametrize("instance_type", TRIALS)
-def test_the_lab_does_what_was_foreseen(instance_type: str) -> None:
+@pytest.mark.parametrize("name", TRIALS)
+def test_the_lab_does_what_was_foreseen(name: str) -> None:
     """Interfaces, addresses and EC2's own count of the calls, for every daemon and number of pods."""
-    trials = TRIALS[instance_type]
+    trials, instance_type = TRIALS[name], name.split(maxsplit=1)[0]
     foreseen = [asked(instance_type, list(each.pods), each.settings) for each in trials]
     with Lab(
         nodes=len(trials), instance_type=instance_type, attach_delay=0.1, throttle=None
@@ -346,7 +356,10 @@ def picture(lab: Lab, node: Node) -> dict[str, Any]:
     made = Counter(row.action for row in lab.front.journal.rows(who=node.instance))
     return {
         "enis": [
-            {"ips": len(eni["PrivateIpAddresses"]) - 1, "prefixes": 0}
+            {
+                "ips": len(eni["PrivateIpAddresses"]) - 1,
+                "prefixes": len(eni.get("Ipv4Prefixes", ())),
+            }
             for eni in sorted(enis, key=lambda eni: int(eni["Attachment"]["DeviceIndex"]))
         ],
         "ec2_calls": {call: n for call, n in made.items() if not call.startswith("Describe")},
