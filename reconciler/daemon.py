@@ -23,6 +23,7 @@ from ledger import database, migrate, model, reads, writes
 from reconciler import (
     cloud,
     cloud_loop,
+    host_loop,
     lanes,
     logs,
     loop,
@@ -143,9 +144,14 @@ class Daemon:
         self.inheritance = inheritance
         self.boot_id = host.boot_id(settings.boot_id_path)
         self.kernel = kernel.Kernel()
+        self.nftables = host_loop.hands()
         self.cloud = cloud.Cloud(settings)
         self.loop = loop.Loop(book, self.kernel, settings, clock)
         self.cloud_loop = cloud_loop.CloudLoop(book, self.cloud, settings, clock)
+        self.host_loop = host_loop.HostLoop(book, self.nftables, settings, clock)
+        self.loop.beside = self.host_loop.tick
+        self.loop.left_to_launcher = lambda: self.host_loop.left_to_launcher
+        self.nat_lane = self._lane("nat", self._tick_nat)
         self.cloud_lane = self._lane("cloud", self._tick_cloud)
         self.kernel_lane = self._lane("kernel", self._tick_kernel)
         self.tidy_lane = self._lane("tidy", self._tick_tidy)
@@ -169,7 +175,10 @@ class Daemon:
         self._publishing = threading.Lock()
         self._published = False
         self._said: dict[str, Sequence[actions.Note]] = {}
-        self._watching = threading.Thread(target=self._watch_kernel, name="watch", daemon=True)
+        self._watching = [
+            threading.Thread(target=self._watch_kernel, name="watch", daemon=True),
+            threading.Thread(target=self._watch_nftables, name="watch nftables", daemon=True),
+        ]
         self._scheduler = _bells(
             {
                 self.kernel_lane: settings.kernel_interval_s,
@@ -190,7 +199,8 @@ class Daemon:
         self.kernel_lane.ring()
         self.cloud_lane.ring()
         self.checkpoint_lane.ring()
-        self._watching.start()
+        for thread in self._watching:
+            thread.start()
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -209,6 +219,7 @@ class Daemon:
     def _lanes(self) -> tuple[lanes.Lane, ...]:
         return (
             self.kernel_lane,
+            self.nat_lane,
             self.cloud_lane,
             self.tidy_lane,
             self.wait_lane,
@@ -230,6 +241,10 @@ class Daemon:
 
     def _tick_kernel(self) -> int | None:
         self._say("kernel", self.loop.tick())
+        return None
+
+    def _tick_nat(self) -> int | None:
+        self.host_loop.look()
         return None
 
     def _tick_cloud(self) -> int | None:
@@ -308,6 +323,16 @@ class Daemon:
         """
         for _ in self.kernel.watch():
             self.kernel_lane.ring_at(clock() + SETTLE_MS)
+
+    def _watch_nftables(self) -> None:
+        """Have our table looked at soon after a transaction of anybody's; without news, at the interval."""
+        try:
+            news = self.nftables.watch()
+        except OSError as failed:
+            log.warning("no news of nftables: %s", failed)
+            return
+        for _ in news:
+            self.nat_lane.ring_at(clock() + SETTLE_MS)
 
 
 def _bells(intervals: Mapping[lanes.Lane, int]) -> background.BackgroundScheduler:

@@ -39,6 +39,10 @@ REASONS: dict[str, str] = {
     "checkpoint_unwritable": "The VPC CNI's checkpoint could not be written; without it that CNI could"
     " not take this node back. Check the folder's permissions and space.",
     "kernel_unreadable": "The kernel's tables could not be read; they are read again at the next look.",
+    "nat_failed": "Our nftables table could not be read or replaced; the text is the kernel's. It is tried"
+    " again at the next look; until then pods' way off the VPC is as it was.",
+    "sysctl_unwritable": "The daemon may not write a sysctl of the node (/proc/sys is read-only for it);"
+    " the launcher writes it with the next ADD.",
     "lane_failed": "A background lane failed and is tried again after a pause; the text is its error.",
     "conflist_unwritable": "The conflist could not be put in place: check the folder's permissions.",
     "gc_disagrees": "GC left out a sandbox whose link is alive; its lease stays until both agree.",

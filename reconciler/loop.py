@@ -37,6 +37,10 @@ class Loop:
         self.engine: Callable[[Callable[[], None]], None] = lambda job: job()
         self.capacity_changed: Callable[[], None] = lambda: None
         self.eni_lost: Callable[[], None] = lambda: None
+        self.beside: Callable[[model.Desired, model.ObservedKernel], Notes] = lambda *_: ()
+        """What else of the node is kept true with each look, before pods get anything new."""
+        self.left_to_launcher: Callable[[], tuple[model.Sysctl, ...]] = tuple
+        """Sysctls of the node that only the launcher may write."""
 
     def tick(self) -> Notes:
         """One comparison with the kernel; what differs is mended between two requests of the runtime."""
@@ -52,12 +56,25 @@ class Loop:
             writes.close_finding(tx, "kernel_unreadable", "", self.clock())
         if self._is_lost(observed):
             return plan.notes
+        notes = plan.notes + self.beside(desired, observed)
+        self._write_host_down(desired)
         self._withdraw_enis(desired, observed)
         if plan.kernel:
             self.engine(lambda: self._mend(observed))
         else:
             self._publish_enis(desired, observed)
-        return plan.notes
+        return notes
+
+    def _write_host_down(self, desired: model.Desired) -> None:
+        """The rows of what all pods need alike, if they are not what they should be."""
+        things = wiring.host(self.settings, desired.installed)
+        rows = {row.thing: row.id for row in desired.installed if row.owner_kind == "host"}
+        if set(rows) == set(things):
+            return
+        with self.ledger.write() as tx:
+            gone = [number for thing, number in rows.items() if thing not in things]
+            writes.forget_installed(tx, gone, self.clock())
+            writes.plan_installed(tx, "host", "", things, self.clock())
 
     def _is_lost(self, observed: model.ObservedKernel) -> bool:
         """Do pods live here that this ledger never knew? Then it is new in another's place.
@@ -88,6 +105,8 @@ class Loop:
             log.info("mended: %s %s", outcome.action, outcome.error)
         with self.ledger.write() as tx:
             record.kernel(tx, outcomes, self.clock())
+            if not any(outcome.error for outcome in outcomes):
+                writes.mark_owner_installed(tx, "host", "", self.clock())
         if not any(outcome.error for outcome in outcomes):
             self._publish_enis(desired, observed)
 

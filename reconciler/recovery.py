@@ -34,6 +34,7 @@ def first_minute(
         if new_boot:
             log.info("new boot %s", boot_id)
             _unwire_enis(tx, clock())
+            writes.forget_owner_installed(tx, "host", "", clock())  # and marks of earlier settings
     _finish_interrupted(ledger, loop, boot_id, clock)
     take_spool_in(ledger, loop, spool_dir, clock)
     loop.tick()

@@ -176,7 +176,8 @@ class Verbs:
             writes.activate(tx, lease.id, now)
             writes.mark_owner_installed(tx, "lease", str(lease.id), now)
             jobs.record(tx, job, now)
-        sysctls = tuple(wire.Sysctl(s.where, s.path, s.value) for s in wired.sysctls)
+        asked_for = (*wired.sysctls, *self.loop.left_to_launcher())
+        sysctls = tuple(wire.Sysctl(s.where, s.path, s.value) for s in asked_for)
         job.call.answer(wire.Reply(0, answer, sysctls))
         self.ring_cloud(False)
 

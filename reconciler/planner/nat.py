@@ -128,6 +128,15 @@ def table(
     )
 
 
+def sysctls(primary_link: str) -> tuple[model.Sysctl, ...]:
+    """The node's sysctls that packets need.
+
+    Loose reverse path filtering (RFC 3704) on the primary interface: what comes back there to a pod of
+    another interface, translated or through a NodePort, has its way out by that other interface.
+    """
+    return (model.Sysctl(f"ipv4/conf/{primary_link}/rp_filter", "2"),)
+
+
 def networks(cidrs: Iterable[str]) -> tuple[Rule, ...]:
     """A rule that returns for each of the IPv4 networks; one that lies in another needs none."""
     parsed = (ipaddress.IPv4Network(cidr, strict=False) for cidr in cidrs if ":" not in cidr)

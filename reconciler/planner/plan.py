@@ -26,6 +26,14 @@ def plan(
     return actions.Plan(network.kernel, pool_.cloud, network.notes + pool_.notes)
 
 
+def primary_link(desired: model.Desired, observed: model.ObservedKernel) -> str:
+    """The name of the primary interface's link, found by MAC; empty if there is none."""
+    if desired.node is None:
+        return ""
+    mac = desired.node.primary_mac.lower()
+    return next((x.name for x in observed.links if x.mac == mac and not wiring.ours(x)), "")
+
+
 def eni_links(desired: model.Desired, observed: model.ObservedKernel) -> dict[str, model.Link]:
     """The link of each interface that should be wired, found by MAC (by interface id)."""
     by_mac = {link.mac: link for link in observed.links if link.mac and not wiring.ours(link)}
@@ -43,7 +51,7 @@ def kernel(
     if isinstance(observed, model.Unknown):
         return actions.Plan(notes=(actions.Note("kernel_unknown", observed.why),))
     notes: list[actions.Note] = []
-    wanted: list[model.KernelObject] = []
+    wanted: list[model.KernelObject] = [*wiring.host(settings, desired.installed)]
     links = eni_links(desired, observed)
     for eni in desired.enis:
         if eni.managed and eni.state in WIRED:
@@ -67,7 +75,9 @@ def kernel(
     named = tuple(row.thing for row in desired.installed)
     if desired.took_over:
         named += takeover.twins(wanted)
-    return actions.Plan(wiring.diff(wanted, observed, named), notes=tuple(notes))
+    shadowing = wiring.connected(desired.enis, links, observed)
+    steps = (*wiring.diff(wanted, observed, named), *map(actions.Remove, shadowing))
+    return actions.Plan(steps, notes=tuple(notes))
 
 
 def _link_of(thing: model.KernelObject) -> str | None:

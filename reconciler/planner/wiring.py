@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ledger import model
@@ -21,6 +21,7 @@ MAIN = 254
 """RT_TABLE_MAIN of linux/rtnetlink.h: the table of the primary interface and of the pods' routes."""
 
 TO_POD, FROM_POD, FROM_ENI = 512, 1536, 32765
+BY_MARK, TO_SERVICE = 1024, 1535
 """Rule priorities, numerically as the VPC CNI has them; other agents on the node are placed around them."""
 
 GATEWAY = "169.254.1.1"
@@ -28,6 +29,9 @@ GATEWAY = "169.254.1.1"
 
 PROTOCOL = 201
 """Our mark on routes (rtm_protocol) and rules (FRA_PROTOCOL): free in iproute2's rt_protos."""
+
+BY_KERNEL = 2
+"""RTPROT_KERNEL of linux/rtnetlink.h: the route came with an address."""
 
 MARK = "vpcledger:"
 """Our mark on links: the alias starts so and goes on with the lease's id."""
@@ -151,6 +155,52 @@ def eni(eni: model.Eni, link: str, settings: knobs.Settings) -> tuple[model.Kern
         model.Route("0.0.0.0/0", link, table=own, via=router, protocol=PROTOCOL),
         model.Rule(FROM_ENI, own, src=f"{eni.primary_ip}/32", protocol=PROTOCOL),
     )
+
+
+def host(
+    settings: knobs.Settings, installed: Iterable[model.Installed]
+) -> tuple[model.KernelObject, ...]:
+    """What the node needs for all pods alike: what is marked, or goes to such a service, looks up main.
+
+    A mark of earlier settings keeps its rule, for open connections bear it; `installed` remembers it
+    until the next boot. In every setting there is a rule for the mark: one who turns translation off
+    has connections open that it began.
+    """
+    marks = {settings.connmark: None}  # in order, each once
+    for row in installed:
+        if row.owner_kind == "host" and isinstance(row.thing, model.Rule) and row.thing.fwmark:
+            marks[row.thing.fwmark] = None
+    return (
+        *(model.Rule(BY_MARK, MAIN, fwmark=m, fwmask=m, protocol=PROTOCOL) for m in marks),
+        *(
+            model.Rule(
+                TO_SERVICE, MAIN, dst=cidr if cidr != "0.0.0.0/0" else None, protocol=PROTOCOL
+            )
+            for cidr in dict.fromkeys(settings.external_service_cidrs)
+        ),
+    )
+
+
+def connected(
+    enis: Iterable[model.Eni], links: Mapping[str, model.Link], observed: model.ObservedKernel
+) -> tuple[model.Route, ...]:
+    """The routes to be removed that the kernel made for the address of a further interface.
+
+    Who configures every interface by DHCP leaves in main a second route to the subnet, by the further
+    interface: what the node itself sends would leave there with another's address, and the VPC drop it.
+    """
+    found = []
+    for eni in enis:
+        link = links.get(eni.eni_id)
+        if link is None or eni.primary:
+            continue
+        found += [
+            route
+            for route in observed.routes
+            if (route.link, route.dst, route.table) == (link.name, eni.subnet_cidr, MAIN)
+            and (route.via, route.protocol) == (None, BY_KERNEL)
+        ]
+    return tuple(found)
 
 
 # ------------------------------------------------------------------------------- the difference

@@ -1,4 +1,4 @@
-"""The host beside its kernel's network: which boot this is, and the conflist that says we can serve.
+"""The host beside its kernel's network: which boot this is, sysctls, and the conflist that says we can serve.
 
 The conflist is rendered here and put in place whole: written beside its name, made durable, renamed.
 When it may appear is the daemon's business; how a network is configured inside a pod is not here.
@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ledger import model
 from reconciler import errors
 from reconciler import settings as knobs
 
@@ -18,6 +19,10 @@ NETWORK = "aws-cni"
 """Name of the network and of the plugin: upstream's, for the runtime's caches are kept by it."""
 CNI_VERSION = "1.0.0"
 """What every containerd in use reads; 1.6 fails an ADD answered at 1.1.0."""
+
+
+SYSCTLS = Path("/proc/sys/net")
+"""Where the kernel shows a namespace's own sysctls."""
 
 
 def boot_id(path: str) -> str:
@@ -49,6 +54,23 @@ def conflist(settings: knobs.Settings) -> str:
         "plugins": [plugin],
     }
     return json.dumps(network, indent=2) + "\n"
+
+
+def sysctl(path: str) -> str | None:
+    """The value below /proc/sys/net of this process's namespace; None if there is no such file."""
+    try:
+        return (SYSCTLS / path).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def set_sysctl(wanted: model.Sysctl) -> str:
+    """Write it, which CAP_NET_ADMIN allows unless /proc/sys is read-only; what stood in the way, or ""."""
+    try:
+        (SYSCTLS / wanted.path).write_text(wanted.value, encoding="ascii")
+    except OSError as failed:
+        return str(failed)
+    return ""
 
 
 def place(path: str, text: str) -> None:

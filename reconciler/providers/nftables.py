@@ -66,15 +66,18 @@ class Nftables:
     """One table of the family ip in the network namespace this process lives in; threads may share it."""
 
     def __init__(self, table: str, chains: Sequence[str]) -> None:
-        """`chains` are those a table of ours can have. OSError if the kernel has no socket to give."""
+        """`chains` are those a table of ours can have. The socket is opened with the first use."""
         self.table, self.chains = table, tuple(chains)
         self._lock = threading.Lock()
-        self._channel = channel.Channel(channel.netfilter_socket())
+        self._open: channel.Channel | None = None
         self._seen: tuple[int, ruleset.Table | None] | None = None
 
     def close(self) -> None:
-        """Close the socket; the object is of no use afterwards."""
-        self._channel.close()
+        """Close the socket."""
+        with self._lock:
+            if self._open is not None:
+                self._open.close()
+                self._open = None
 
     def observe(self) -> ruleset.Observed | model.Unknown:
         """The table as it is, every change by anybody included; Unknown with the reason.
@@ -96,7 +99,10 @@ class Nftables:
             return [self._carry_out(step) for step in steps]
 
     def watch(self) -> watch.Watch:
-        """News of every transaction in the node's nftables, one piece each; ours are among them."""
+        """News of every transaction in the node's nftables, one piece each; ours are among them.
+
+        OSError without the capability, or where the kernel has no nftables.
+        """
         listening = channel.netfilter_socket()
         program = ctypes.create_string_buffer(_FILTER, len(_FILTER))
         listening.setsockopt(
@@ -105,6 +111,13 @@ class Nftables:
             struct.pack("@HP", len(_FILTER) // 8, ctypes.addressof(program)),
         )
         return watch.Watch(listening, (_NEWS,))
+
+    @property
+    def _channel(self) -> channel.Channel:
+        """The open socket; OSError where the kernel has no nftables."""
+        if self._open is None:
+            self._open = channel.Channel(channel.netfilter_socket())
+        return self._open
 
     # ------------------------------------------------------------------ looking
 

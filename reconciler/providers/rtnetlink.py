@@ -24,8 +24,9 @@ NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
 
-# Multicast groups that tell of changes: links, IPv4 addresses, IPv4 routes, IPv4 rules.
-GROUPS = (1, 5, 7, 8)
+# Multicast groups that tell of changes: links, IPv4 addresses, IPv4 routes, IPv4 rules, and the IPv4
+# configuration of links (rp_filter is in it).
+GROUPS = (1, 5, 7, 8, 24)
 
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, device type, index, flags, changed flags
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, length, flags, scope, link index

@@ -39,7 +39,8 @@ class Place:
 
     def __init__(self) -> None:
         self.netns = spaces.Netns()
-        self.hands: nftables.Nftables = self.netns.run(nftables.Nftables, nat.TABLE, nat.CHAINS)
+        self.hands = nftables.Nftables(nat.TABLE, nat.CHAINS)
+        self.netns.run(self.hands.observe)  # the first use opens the socket, here
 
     def nft(self, *words: str, stdin: str = "") -> str:
         return self.netns.command("nft", *words, stdin=stdin)
