@@ -157,6 +157,7 @@ class Daemon:
         self.tidy_lane = self._lane("tidy", self._tick_tidy)
         self.wait_lane = self._lane("waits", self._tick_waits)
         self.checkpoint_lane = self._lane("checkpoint", self._tick_checkpoint)
+        self.reap_lane = self._lane("reap", self._tick_reap)
         self.verbs = verbs.Verbs(
             ledger=book,
             loop=self.loop,
@@ -171,6 +172,7 @@ class Daemon:
         self.loop.engine = self.server.run
         self.loop.capacity_changed = self.cloud_loop.capacity_changed = self._capacity_changed
         self.loop.eni_lost = self._eni_lost
+        self.loop.reap_soon = self.reap_lane.ring
         self.cloud_loop.heritage = self._heritage
         self._publishing = threading.Lock()
         self._published = False
@@ -199,8 +201,7 @@ class Daemon:
         self.kernel_lane.ring()
         self.cloud_lane.ring()
         self.checkpoint_lane.ring()
-        for thread in self._watching:
-            thread.start()
+        self.reap_lane.ring()
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -224,6 +225,7 @@ class Daemon:
             self.tidy_lane,
             self.wait_lane,
             self.checkpoint_lane,
+            self.reap_lane,
         )
 
     def _lane(self, name: str, tick: lanes.Tick) -> lanes.Lane:
@@ -274,6 +276,10 @@ class Daemon:
 
     def _tick_checkpoint(self) -> int | None:
         takeover.leave_checkpoint(self.ledger, self.inheritance, clock)
+        return None
+
+    def _tick_reap(self) -> int | None:
+        self.loop.reap()
         return None
 
     def _eni_lost(self) -> None:

@@ -7,8 +7,10 @@ to do is the planner's business, what a pod's request means is verbs'.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from ledger import database, model, reads, writes
 from reconciler import errors, record
@@ -37,17 +39,15 @@ class Loop:
         self.engine: Callable[[Callable[[], None]], None] = lambda job: job()
         self.capacity_changed: Callable[[], None] = lambda: None
         self.eni_lost: Callable[[], None] = lambda: None
-        self.beside: Callable[[model.Desired, model.ObservedKernel], Notes] = lambda *_: ()
-        """What else of the node is kept true with each look, before pods get anything new."""
-        self.left_to_launcher: Callable[[], tuple[model.Sysctl, ...]] = tuple
-        """Sysctls of the node that only the launcher may write."""
+        self.reap_soon: Callable[[], object] = self.reap
+        self._strays: tuple[model.KernelObject, ...] = ()
 
     def tick(self) -> Notes:
         """One comparison with the kernel; what differs is mended between two requests of the runtime."""
         observed = self.kernel.observe()
         with self.ledger.read() as tx:
             desired = reads.desired(tx, self.clock())
-        plan = planner.kernel(desired, observed, self.settings)
+        plan = self._without_retired(planner.kernel(desired, observed, self.settings))
         if isinstance(observed, model.Unknown):
             with self.ledger.write() as tx:
                 writes.open_finding(tx, "kernel_unreadable", "", observed.why, self.clock())
@@ -76,13 +76,28 @@ class Loop:
             writes.forget_installed(tx, gone, self.clock())
             writes.plan_installed(tx, "host", "", things, self.clock())
 
+    def _without_retired(self, plan: actions.Plan) -> actions.Plan:
+        """Retired links are `reap`'s to remove, for it does not hold up the door."""
+        retired = [step for step in plan.kernel if wiring.is_retired(step.thing)]
+        if not retired:
+            return plan
+        self._strays = tuple(step.thing for step in retired)
+        self.reap_soon()
+        return dataclasses.replace(
+            plan, kernel=tuple(step for step in plan.kernel if step not in retired)
+        )
+
     def _is_lost(self, observed: model.ObservedKernel) -> bool:
         """Do pods live here that this ledger never knew? Then it is new in another's place.
 
         What it would plan is their removal, and their addresses look free to it: it does neither
         until somebody who knows has decided.
         """
-        strangers = [link.name for link in observed.links if wiring.ours(link)]
+        strangers = [
+            link.name
+            for link in observed.links
+            if wiring.ours(link) and not wiring.is_retired(link)
+        ]
         with self.ledger.write() as tx:
             lost = bool(strangers) and not reads.ever_leased(tx)
             if lost:
@@ -99,7 +114,7 @@ class Loop:
         """
         with self.ledger.read() as tx:
             desired = reads.desired(tx, self.clock())
-        plan = planner.kernel(desired, observed, self.settings)
+        plan = self._without_retired(planner.kernel(desired, observed, self.settings))
         outcomes = self.carry_out(plan.kernel)
         for outcome in outcomes:
             log.info("mended: %s %s", outcome.action, outcome.error)
@@ -152,31 +167,37 @@ class Loop:
         self,
         ending: Sequence[tuple[model.Lease, str]],
         also: Callable[[database.Write, model.Lease], None] = lambda _tx, _lease: None,
+        pods: Mapping[int, kernel_provider.PodHandle] = MappingProxyType({}),
     ) -> dict[int, str]:
-        """Unmake what was installed for these leases, then end each for its reason, all together.
+        """Take out of service what was installed for these leases, then end each for its reason.
 
-        Links are removed as one, for the kernel takes 20 ms however many they are. Returns why the
-        kernel refused, by lease id: those leases stay open, since an address must not meet the rules
-        of its last holder. `also` joins the transaction that ends a lease.
+        Rules go, and links are retired, for which the pods' handles (by lease id) are of use: nothing
+        reaches the pod any more, and both names are free. `reap` removes the links soon after. Returns
+        why the kernel refused, by lease id: those leases stay open, since an address must not meet the
+        rules of its last holder. `also` joins the transaction that ends a lease.
         """
-        rows: list[model.Installed] = []
         with self.ledger.read() as tx:
-            for lease, _ in ending:
-                rows += reversed(reads.installed_for(tx, "lease", str(lease.id)))
-        rows.sort(key=lambda row: isinstance(row.thing, model.Link))
-        outcomes = self.carry_out([actions.Remove(row.thing) for row in rows])
-        refused = {
-            int(row.owner): f"{outcome.error}: {outcome.text}"
-            for row, outcome in zip(rows, outcomes, strict=True)
-            if outcome.error
-        }
+            owned = {
+                lease.id: reads.installed_for(tx, "lease", str(lease.id)) for lease, _ in ending
+            }
+        refused: dict[int, str] = {}
+        links: dict[int, model.Link | None] = {}
+        for lease, _ in ending:
+            steps = unmaking(lease.id, [row.thing for row in owned[lease.id]])
+            outcomes = self.carry_out(steps, pods.get(lease.id))
+            links[lease.id] = retired(lease.id, outcomes)
+            for outcome in outcomes:
+                if outcome.error:
+                    refused[lease.id] = f"{outcome.error}: {outcome.text}"
         now = self.clock()
         with self.ledger.write() as tx:
             for lease, reason in ending:
                 if lease.id not in refused:
-                    writes.forget_owner_installed(tx, "lease", str(lease.id), now)
+                    writes.retire(tx, lease.id, links[lease.id], now)
                     writes.end(tx, lease.id, reason, now, self.settings.ip_cooldown_ms)
                     also(tx, lease)
+        if any(links.values()):
+            self.reap_soon()
         return refused
 
     def end_lease(self, lease: model.Lease, reason: str) -> None:
@@ -184,3 +205,48 @@ class Loop:
         refused = self.end_leases([(lease, reason)])
         if refused:
             raise errors.TryLater("kernel_error", refused[lease.id])
+
+    def reap(self) -> int:
+        """Remove the retired links, all in one grace period of the kernel's; how many there were.
+
+        May run in any thread beside the door's. TryLater if one could not be removed; its row stays.
+        """
+        with self.ledger.read() as tx:
+            rows = reads.retired(tx)
+        strays, self._strays = self._strays, ()
+        named = {row.thing.key for row in rows}
+        links = [row.thing for row in rows] + [each for each in strays if each.key not in named]
+        outcomes = self.carry_out([actions.Remove(link) for link in links])
+        failed = [outcome for outcome in outcomes if outcome.error]
+        gone = [row.id for row, done in zip(rows, outcomes, strict=False) if not done.error]
+        if gone:
+            with self.ledger.write() as tx:
+                writes.forget_installed(tx, gone, self.clock())
+        if failed:
+            raise errors.TryLater("kernel_error", f"{failed[0].error}: {failed[0].text}")
+        return len(links)
+
+
+def unmaking(lease_id: int, things: Sequence[model.KernelObject]) -> list[actions.KernelAction]:
+    """The steps that undo a lease's wiring, the last made first; a link takes its routes along."""
+    links = {thing.name for thing in things if isinstance(thing, model.Link)}
+    rest = [
+        actions.Remove(thing)
+        for thing in reversed(things)
+        if not isinstance(thing, model.Link)
+        and not (isinstance(thing, model.Route) and thing.link in links)
+    ]
+    retiring = [
+        actions.Retire(thing, wiring.retired(thing, lease_id).name)
+        for thing in things
+        if isinstance(thing, model.Link)
+    ]
+    return [*rest, *retiring]
+
+
+def retired(lease_id: int, outcomes: Sequence[actions.Outcome]) -> model.Link | None:
+    """The link that is now to be removed, as it is called now; None if the kernel has none."""
+    for outcome in outcomes:
+        if isinstance(outcome.action, actions.Retire) and outcome.result:
+            return wiring.retired(outcome.action.thing, lease_id)
+    return None

@@ -140,7 +140,7 @@ def _explained(plan: actions.Plan, observed: model.ObservedKernel) -> tuple[Step
 
 
 def _words(action: actions.KernelAction) -> str:
-    verb = "put" if isinstance(action, actions.Put) else "remove"
+    verb = type(action).__name__.lower()
     return f"{verb} {wiring.describe(action.thing)}"
 
 

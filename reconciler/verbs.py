@@ -23,6 +23,7 @@ from reconciler import errors, jobs, questions, refusals
 from reconciler import loop as loops
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
+from reconciler.providers import kernel
 
 log = logging.getLogger(__name__)
 
@@ -145,15 +146,20 @@ class Verbs:
         return rows
 
     def _take_away(self, rows: list[model.Installed]) -> None:
-        if not rows:
-            return
-        outcomes = self.loop.carry_out([actions.Remove(row.thing) for row in reversed(rows)])
+        owned: dict[int, list[model.KernelObject]] = {}
+        for row in rows:
+            owned.setdefault(int(row.owner), []).append(row.thing)
+        for lease_id, things in owned.items():
+            self._retire(lease_id, things)
+
+    def _retire(self, lease_id: int, things: list[model.KernelObject]) -> None:
+        outcomes = self.loop.carry_out(loops.unmaking(lease_id, things))
         failed = [outcome for outcome in outcomes if outcome.error]
         if failed:
             raise errors.TryLater("kernel_error", f"{failed[0].error}: {failed[0].text}")
         with self.ledger.write() as tx:
-            for owner in {row.owner for row in rows}:
-                writes.forget_owner_installed(tx, "lease", owner, self.clock())
+            writes.retire(tx, lease_id, loops.retired(lease_id, outcomes), self.clock())
+        self.loop.reap_soon()
 
     def _wire(self, job: jobs.Job, wired: wiring.PodWiring) -> None:
         lease = job.lease
@@ -161,13 +167,18 @@ class Verbs:
         steps = [actions.Put(thing) for thing in (*wired.host, *wired.pod)]
         outcomes = self.loop.carry_out(steps, job.pod)
         failed = [outcome for outcome in outcomes if outcome.error]
+        if failed and failed[0].result.get("where") == "pod" and self.loop.reap():
+            # The last sandbox interface in this namespace was deleted a moment ago, and the runtime
+            # did not show us the namespace then, so its name was not free yet. Now it is.
+            outcomes = self.loop.carry_out(steps, job.pod)
+            failed = [outcome for outcome in outcomes if outcome.error]
         now = self.clock()
         if failed:
             # All of it goes, not only what was made now: the lease may have been wired before, and its
             # address is free only when nothing shows it any more.
             with self.ledger.write() as tx:
                 writes.mark_owner_removing(tx, "lease", str(lease.id), now)
-            self.loop.end_leases([(lease, "setup_failed")])
+            self.loop.end_leases([(lease, "setup_failed")], pods=_handles([job]))
             first = failed[0]
             reason = "ifname_taken" if first.result.get("where") == "pod" else "kernel_error"
             raise errors.TryLater(reason, f"{first.error}: {first.text}")
@@ -247,6 +258,7 @@ class Verbs:
             refused = self.loop.end_leases(
                 [(lease, _why_deleted(lease)) for lease in leases if lease is not None],
                 lambda tx, lease: self._record_deletions(tx, known[lease.id], lease),
+                _handles(batch),
             )
         for job in batch:
             if job.lease is not None and job.lease.id in refused:
@@ -275,6 +287,11 @@ class Verbs:
 
 def _is_deletion(call: calls.Call) -> bool:
     return call.request.env.get("CNI_COMMAND") == "DEL"
+
+
+def _handles(batch: list[jobs.Job]) -> dict[int, kernel.PodHandle]:
+    """The pods' namespaces that the runtime showed us, by lease id."""
+    return {job.lease.id: job.pod for job in batch if job.lease is not None and job.pod is not None}
 
 
 def _why_deleted(lease: model.Lease) -> str:

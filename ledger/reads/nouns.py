@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, bindparam, case, func, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+)
 
 from ledger import model, rows, schema
 from ledger.database import Read, Statement
@@ -52,6 +61,20 @@ _INSTALLED_FOR = Statement(
     select(*rows.INSTALLED)
     .where(
         _installed.c.owner_kind == bindparam("owner_kind"), _installed.c.owner == bindparam("owner")
+    )
+    .order_by(_installed.c.id)
+)
+_RETIRED = Statement(
+    select(*rows.INSTALLED)
+    .where(
+        _installed.c.place == schema.word("host"),
+        _installed.c.kind == schema.word("link"),
+        _installed.c.owner_kind == schema.word("lease"),
+        _installed.c.state == schema.word("removing"),
+        ~select(_ONE)
+        .where(_leases.c.id == cast(_installed.c.owner, Integer), _OPEN)
+        .correlate(_installed)
+        .exists(),
     )
     .order_by(_installed.c.id)
 )
@@ -222,6 +245,11 @@ def waiting(tx: Read) -> tuple[model.Lease, ...]:
 def installed_for(tx: Read, owner_kind: model.OwnerKind, owner: str) -> tuple[model.Installed, ...]:
     """The kernel objects of one owner, in the order in which they were planned."""
     return tuple(map(rows.installed, tx.all(_INSTALLED_FOR, owner_kind=owner_kind, owner=owner)))
+
+
+def retired(tx: Read) -> tuple[model.Installed, ...]:
+    """Links whose lease has ended and that are still to be removed."""
+    return tuple(map(rows.installed, tx.all(_RETIRED)))
 
 
 def namesakes(tx: Read, host_ifname: str, lease_id: int) -> tuple[int, ...]:

@@ -44,6 +44,7 @@ from ledger.writes.kernel import (
     mark_owner_removing,
     mark_removing,
     plan_installed,
+    retire,
 )
 from ledger.writes.leases import activate, claim, end, mark_in_doubt, note_late_delete
 from ledger.writes.record import (
@@ -104,4 +105,5 @@ __all__ = [
     "record_request",
     "record_settings",
     "record_takeover",
+    "retire",
 ]

@@ -56,6 +56,12 @@ _PLAN = Statement(
 )
 
 
+_RETIRE = Statement(
+    _insert.on_conflict_do_nothing(),
+    ("owner_kind", "owner", "place", "kind", "key", "spec", "state", "changed_at", "error"),
+)
+
+
 def _becomes(state: str) -> Update:
     no_error: ColumnElement[str] = literal_column("''")
     return update(_installed).values(
@@ -149,6 +155,33 @@ def installed_failed(tx: Write, ids: Iterable[int], error: str, now: int) -> Non
 def forget_installed(tx: Write, ids: Iterable[int], now: int) -> None:
     """These are gone from the kernel."""
     _note(tx, now, "kernel.gone", "", "", tx.run(_FORGET, **_named(ids)).rowcount)
+
+
+def retire(tx: Write, owner: int, link: model.Link | None, now: int) -> None:
+    """A lease's kernel objects are gone, but for its link, which is out of service under this name.
+
+    The row outlives the lease, so that a crash before the link's removal is finished after a start.
+    """
+    _note(
+        tx, now, "kernel.gone", "lease", str(owner),
+        tx.run(_FORGET_OF, kind_of_owner="lease", the_owner=str(owner)).rowcount,
+    )  # fmt: skip
+    if link is None:
+        return
+    kind, *rest = link.key
+    tx.run(
+        _RETIRE,
+        owner_kind="lease",
+        owner=str(owner),
+        place="host",
+        kind=kind,
+        key=" ".join(rest),
+        spec=rows.spec(link),
+        state="removing",
+        changed_at=now,
+        error="",
+    )
+    _note(tx, now, "kernel.retired", "lease", str(owner), 1, link.name)
 
 
 def forget_owner_installed(tx: Write, owner_kind: model.OwnerKind, owner: str, now: int) -> None:

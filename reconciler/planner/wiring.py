@@ -8,6 +8,7 @@ ever removed. How an object gets into the kernel does not belong here.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +36,9 @@ BY_KERNEL = 2
 
 MARK = "vpcledger:"
 """Our mark on links: the alias starts so and goes on with the lease's id."""
+
+_RETIRED = "ended"
+"""What a pod's link is called after its lease, before the lease's number."""
 
 _FIRST_INDEX, _INDEXES = 1_000_000, 1_000_000
 """Interface indexes of veth pairs lie above those the kernel counts up to: 2 for each lease id."""
@@ -91,6 +95,23 @@ def host_ifname(prefix: str, namespace: str, name: str) -> str:
 def alias(lease_id: int) -> str:
     """The mark on the host link of a lease."""
     return f"{MARK}{lease_id}"
+
+
+def retired(link: model.Link, lease_id: int) -> model.Link:
+    """The host link of a lease that has ended, as it is called until it is removed.
+
+    No VPCLEDGER or upstream setting lets a pod's link be called so: VETHPREFIX has four letters at most.
+    """
+    return dataclasses.replace(link, name=f"{_RETIRED}{lease_id % 10**10}", up=False)
+
+
+def is_retired(thing: model.KernelObject) -> bool:
+    """Is this a link that has left its pod and waits to be removed together with others?"""
+    return (
+        isinstance(thing, model.Link)
+        and thing.name.startswith(_RETIRED)
+        and thing.name[len(_RETIRED) :].isdigit()
+    )
 
 
 def pod_mac(host_mac: str) -> str:

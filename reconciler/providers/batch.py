@@ -41,6 +41,8 @@ class Batch:
                 outcomes += self._change(list(run))
             elif verb == "put":
                 outcomes += map(self._put_link, run)
+            elif verb == "retire":
+                outcomes += map(self._retire, run)
             else:
                 outcomes += self._remove_links(list(run))
         return outcomes
@@ -117,6 +119,31 @@ class Batch:
             self._host,
             rtnetlink.set_link(found.index, up=link.up, mtu=link.mtu, mac=mac, alias=link.alias),
         )
+
+    def _retire(self, step: actions.KernelAction) -> actions.Outcome:
+        """Down before the new name: kernels before 6.2 rename no link that is up.
+
+        The group is the one to be removed. What the pod's end says is no matter: its namespace may be
+        dying, another may stand at its path, and the pair is removed in a moment anyway.
+        """
+        assert isinstance(step, actions.Retire)
+        link = step.thing
+        found = self._find(self._host, link.name)
+        if found is None or not _same(link, found):
+            found = self._find(self._host, step.name)  # renamed before, and then we were killed
+            known = found is not None and _same(link, found)
+            return _outcome(step, None, {"there": True} if known else {})
+        if found.kind != "veth":
+            return _outcome(step, Refusal("EPERM", f"{link.name} is not ours to remove"))
+        down, renamed = self._host.ask(rtnetlink.retire_link(found.index, step.name))
+        refused = down.refusal or renamed.refusal
+        if refused is not None:
+            return _outcome(step, None if refused.code in _GONE else refused)
+        if self._pod is not None and link.peer:
+            end = self._find(self._pod, link.peer)
+            if end is not None and end.mac == link.peer_mac:
+                self._pod.ask(rtnetlink.retire_link(end.index, step.name))
+        return _outcome(step, None, {"there": True})
 
     def _remove_links(self, steps: list[actions.KernelAction]) -> list[actions.Outcome]:
         """Put those that are there into one group and remove the group: one grace period for all."""
@@ -215,7 +242,7 @@ class Batch:
 
 def _kind(step: actions.KernelAction) -> tuple[str, str]:
     """Steps of one kind in a row are carried out together."""
-    verb = "put" if isinstance(step, actions.Put) else "remove"
+    verb = type(step).__name__.lower()
     return ("link" if isinstance(step.thing, model.Link) else _where(step.thing), verb)
 
 
@@ -249,5 +276,5 @@ def _outcome(
     step: actions.KernelAction, refused: Refusal | None, result: dict[str, object] | None = None
 ) -> actions.Outcome:
     if refused is None:
-        return actions.Outcome(step)
+        return actions.Outcome(step, result=result or {})
     return actions.Outcome(step, refused.code, refused.text, result=result or {})

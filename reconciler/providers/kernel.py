@@ -32,19 +32,22 @@ class PodHandle:
 class Kernel:
     """The network namespace this process lives in.
 
-    Looking and changing have a socket and a lock each, so threads may share one and a long look does
-    not hold up a pod.
+    Looking, changing and removing links have a socket and a lock each, so threads may share one, and
+    neither a long look nor the kernel's wait for a link that goes (20 ms) holds up a pod.
     """
 
     def __init__(self) -> None:
         """Open the sockets; OSError if the kernel has none to give."""
         self._looking, self._changing = threading.Lock(), threading.Lock()
+        self._removing = threading.Lock()
         self._look, self._change = channel.Channel.here(), channel.Channel.here()
+        self._remove = channel.Channel.here()
 
     def close(self) -> None:
         """Close the sockets; the object is of no use afterwards."""
         self._look.close()
         self._change.close()
+        self._remove.close()
 
     def observe(self) -> model.ObservedKernel | model.Unknown:
         """Links, IPv4 addresses, routes and rules of the node's namespace; Unknown with the reason."""
@@ -69,8 +72,12 @@ class Kernel:
         not ours to touch: EEXIST. A removal states exactly what it removes, a link by identity and not
         by name alone; what is inside a pod may be "removed" without handle together with its link. An
         error is an errno's name, its text the kernel's own words; `result` is {"where": "pod"} if an
-        interface of the wanted name is in the pod already. OSError only for a handle that is none.
+        interface of the wanted name is in the pod already, {"there": True} if a retired link is still to
+        be removed. OSError only for a handle that is none.
         """
+        if all(isinstance(s, actions.Remove) and isinstance(s.thing, model.Link) for s in steps):
+            with self._removing:
+                return batch.Batch(self._remove, None, None).carry_out(steps)
         if pod is None:
             with self._changing:
                 return batch.Batch(self._change, None, None).carry_out(steps)

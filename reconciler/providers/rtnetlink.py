@@ -116,6 +116,15 @@ def set_link(index: int, *, up: bool, mtu: int = 0, mac: str = "", alias: str = 
     return Message(NEWLINK, netlink.ACK, body)
 
 
+def retire_link(index: int, name: str) -> list[Message]:
+    """Take a link down, then give it a new name and put it into the group of those to be removed."""
+    body = _LINK.pack(0, 0, index, 0, 0) + netlink.text(_L_NAME, name)
+    return [
+        Message(NEWLINK, netlink.ACK, _LINK.pack(0, 0, index, 0, _UP)),
+        Message(NEWLINK, netlink.ACK, body + netlink.u32(_L_GROUP, _DOOMED)),
+    ]
+
+
 def remove_link(index: int) -> Message:
     """Remove a link; a veth takes its peer along."""
     return Message(DELLINK, netlink.ACK, _LINK.pack(0, 0, index, 0, 0))

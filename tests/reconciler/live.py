@@ -75,8 +75,10 @@ def refused(kubelet: Kubelet, name: str) -> CniError:
 def picture(node: Node) -> list[str]:
     """The node's links, IPv4 addresses, rules and routes.
 
-    Without what follows a change by itself, a moment later: operational state and carrier (RFC 2863).
+    Without what follows a change by itself, a moment later: operational state and carrier (RFC 2863),
+    and links that are out of service and about to be removed.
     """
+    until(lambda: '"ended' not in node.netns.command("ip", "-j", "link"), "retired links removed")
     found = []
     for what in (("link",), ("address",), ("rule",), ("route", "show", "table", "all")):
         for row in json.loads(node.netns.command("ip", "-4", "-j", *what)):

@@ -101,7 +101,9 @@ class Paper:
         for step in steps:
             self.step()
             put = isinstance(step, actions.Put)
-            if isinstance(step.thing, model.Link):
+            if isinstance(step, actions.Retire):
+                outcomes.append(self._retire(step))
+            elif isinstance(step.thing, model.Link):
                 outcomes.append(
                     self._put_link(step, step.thing, space) if put else self._remove_link(step)
                 )
@@ -159,6 +161,20 @@ class Paper:
         if found is not None and _same(link, found):
             self._drop_link(link.name)
         return actions.Outcome(step)
+
+    def _retire(self, step: actions.Retire) -> actions.Outcome:
+        found = self.links.get(step.thing.name)
+        if found is None or not _same(step.thing, found):
+            there = step.name in self.links and _same(step.thing, self.links[step.name])
+            return actions.Outcome(step, result={"there": True} if there else {})
+        ends = self.ends.get(found.name)
+        self._drop_link(found.name)
+        self.links[step.name] = replace(found, name=step.name, up=False)
+        if ends:
+            pod, _ = ends
+            pod.links[step.name] = model.Link(step.name, mac=found.peer_mac, up=False)
+            self.ends[step.name] = (pod, step.name)
+        return actions.Outcome(step, result={"there": True})
 
     def _drop_link(self, name: str) -> None:
         del self.links[name]
