@@ -39,7 +39,12 @@ class Loop:
         self.engine: Callable[[Callable[[], None]], None] = lambda job: job()
         self.capacity_changed: Callable[[], None] = lambda: None
         self.eni_lost: Callable[[], None] = lambda: None
+        self.beside: Callable[[model.Desired, model.ObservedKernel], Notes] = lambda *_: ()
+        """What else of the node is kept true with each look, before pods get anything new."""
+        self.left_to_launcher: Callable[[], tuple[model.Sysctl, ...]] = tuple
+        """Sysctls of the node that only the launcher may write."""
         self.reap_soon: Callable[[], object] = self.reap
+        """Have `reap` run, in a thread of its own where there is one."""
         self._strays: tuple[model.KernelObject, ...] = ()
 
     def tick(self) -> Notes:
