@@ -15,6 +15,7 @@ peer's own security groups. What the VPC delivers to whom does not belong here.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -66,7 +67,8 @@ class Beyond:
         self._gateway = self._made("igw")
         self._gateway.command("nft", "-f", "-", stdin=_GATEWAY)
         self._join(fabric.netns, "igw", ["default"], self._gateway, "vpc", _PRIVATE)
-        self.internet = self._place("internet", "192.0.2.10", self._gateway, "internet", "default")
+        internet = self._place("internet", "192.0.2.10", self._gateway, "internet", "default")
+        self.internet = dataclasses.replace(internet, device="igw")
         self.peer = self._place("peer", "10.1.0.10", fabric.netns, "pcx", PEER)
         self.premises = self._place("premises", "172.16.0.10", fabric.netns, "vgw", PREMISES)
         self._public: dict[str, str] = {}

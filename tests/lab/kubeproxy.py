@@ -23,6 +23,9 @@ from typing import Literal
 from tests.lab.netns import Netns
 
 Mode = Literal["legacy", "nft", "nftables"]
+Policy = Literal["Cluster", "Local"]
+"""externalTrafficPolicy of a service."""
+
 MODES: tuple[Mode, ...] = ("legacy", "nft", "nftables")
 
 MASQUERADE = 0x4000
@@ -39,7 +42,7 @@ class Service:
     endpoints: Sequence[tuple[str, int]]
     local: Sequence[tuple[str, int]] = ()
     node_port: int = 0
-    external_policy: Literal["Cluster", "Local"] = "Cluster"
+    external_policy: Policy = "Cluster"
     protocol: Literal["tcp", "udp"] = "tcp"
 
     def tag(self, *more: object) -> str:
@@ -53,6 +56,7 @@ class KubeProxy:
 
     def __init__(self, netns: Netns, mode: Mode, services: Iterable[Service] = ()) -> None:
         self._netns = netns
+        self._chains: dict[str, list[str]] = {}  # table -> those of ours that are there
         self.mode = mode
         self.load(services)
 
@@ -62,40 +66,32 @@ class KubeProxy:
         if self.mode == "nftables":
             self._netns.command("nft", "-f", "-", stdin="\n".join(_nftables(known)))
             return
-        self._restore("nat", _nat(known))
-        self._restore("filter", _filter(known))
-        for table, chain, target in _JUMPS:
-            rule = ("-t", table, chain, "-j", target)
-            if not self._has(rule):
-                self._iptables("-t", table, "-I", chain, "1", "-j", target)
+        for table, rules in (("nat", list(_nat(known))), ("filter", list(_filter(known)))):
+            jumps = [] if table in self._chains else [f"-I {jump}" for jump in _jumps(table)]
+            chains = [line.split()[0][1:] for line in rules if line.startswith(":")]
+            stale = [each for each in self._chains.get(table, ()) if each not in chains]
+            # Naming a chain empties it; a stale one goes when no rule leads to it any more.
+            emptied = [f":{chain} - [0:0]" for chain in stale]
+            self._restore(table, *emptied, *rules, *jumps, *(f"-X {chain}" for chain in stale))
+            self._chains[table] = chains
 
     def close(self) -> None:
         """`kube-proxy --cleanup`."""
         if self.mode == "nftables":
             self._netns.command("nft", "delete", "table", "ip", "kube-proxy")
             return
-        for table, chain, target in _JUMPS:
-            self._iptables("-t", table, "-D", chain, "-j", target)
-        for table in ("nat", "filter"):
-            listed = self._iptables("-t", table, "-S").splitlines()
-            chains = [line.split()[1] for line in listed if line.startswith("-N KUBE-")]
-            for verb in ("-F", "-X"):
-                for chain in chains:
-                    self._iptables("-t", table, verb, chain)
+        for table, chains in self._chains.items():
+            self._restore(
+                table,
+                *(f":{chain} - [0:0]" for chain in chains),
+                *(f"-D {jump}" for jump in _jumps(table)),
+                *(f"-X {chain}" for chain in chains),
+            )
+        self._chains = {}
 
-    def _restore(self, table: str, body: Iterable[str]) -> None:
-        text = "\n".join([f"*{table}", *body, "COMMIT", ""])
+    def _restore(self, table: str, *lines: str) -> None:
+        text = "\n".join([f"*{table}", *lines, "COMMIT", ""])
         self._netns.command(f"iptables-{self.mode}-restore", "-w", "5", "--noflush", stdin=text)
-
-    def _iptables(self, *argv: str) -> str:
-        return self._netns.command(f"iptables-{self.mode}", "-w", "5", *argv)
-
-    def _has(self, rule: tuple[str, ...]) -> bool:
-        try:
-            self._iptables(*rule[:2], "-C", *rule[2:])
-        except RuntimeError:
-            return False
-        return True
 
 
 _JUMPS = (
@@ -106,6 +102,10 @@ _JUMPS = (
     ("filter", "FORWARD", "KUBE-PROXY-FIREWALL"),
     ("filter", "INPUT", "KUBE-EXTERNAL-SERVICES"),
 )
+
+
+def _jumps(table: str) -> list[str]:
+    return [f"{chain} -j {target}" for where, chain, target in _JUMPS if where == table]
 
 
 # ── iptables ──────────────────────────────────────────────────────────────────────────────────

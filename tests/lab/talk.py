@@ -9,6 +9,7 @@ What does not belong here: the way between the two (`hops`).
 from __future__ import annotations
 
 import contextlib
+import http.client
 import selectors
 import socket
 import threading
@@ -103,7 +104,10 @@ class Call:
         return name, host
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, and wait until the other side has: nothing of it is on its way afterwards."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            self._answers.read()
         self._answers.close()
         self._socket.close()
 
@@ -118,3 +122,35 @@ def ask(netns: Netns, address: str, port: int, *, wait: float = 2.0) -> tuple[st
     """One short TCP conversation: who answered, and the source it saw."""
     with Call(netns, address, port, wait=wait) as call:
         return call.ask()
+
+
+def ask_by_datagram(netns: Netns, address: str, port: int, *, wait: float = 2.0) -> tuple[str, str]:
+    """One UDP question: who answered, and the source it saw. OSError (TimeoutError) without an answer."""
+    with netns.run(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as caller:
+        caller.settimeout(wait)
+        caller.connect((address, port))
+        caller.send(b"who am I\n")
+        name, host, _ = caller.recv(4096).decode().split(" ")
+        return name, host
+
+
+def ask_metadata(netns: Netns, address: str, port: int, *, wait: float = 2.0) -> tuple[str, str]:
+    """Which instance does the metadata service take the caller for? (its id, "")."""
+
+    def inside() -> str:
+        door = http.client.HTTPConnection(address, port, timeout=wait)
+        door.request(
+            "PUT", "/latest/api/token", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+        )
+        token = door.getresponse().read().decode()
+        headers = {"X-aws-ec2-metadata-token": token}
+        door.request("GET", "/latest/meta-data/instance-id", headers=headers)
+        answer = door.getresponse().read().decode()
+        door.close()
+        return answer
+
+    return netns.run(inside), ""
+
+
+ASK = {"tcp": ask, "udp": ask_by_datagram, "imds": ask_metadata}
+"""By protocol."""

@@ -1,0 +1,320 @@
+"""Two nodes with pods on each of three interfaces, all that lies beyond, and who must meet whom how.
+
+`Town.mode` restarts the daemons with other settings; the pods and their connections stay. A `Leg` is a
+conversation as one node must see it: which way out and back, under which addresses, with which marks;
+`Town.walk` holds it against what the node, the VPC and the far node have seen of it, packet by packet.
+
+What does not belong here: the table of what is right for which path and setting (the tests).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from tests.lab import talk
+from tests.lab.beyond import Beyond
+from tests.lab.hops import Hop, Trail
+from tests.lab.kubelet import Sandbox
+from tests.lab.netns import Netns
+from tests.lab.node import Node
+from tests.lab.whole import Lab
+
+MARK = 0x80
+"""AWS_VPC_K8S_CNI_CONNMARK, unless set otherwise."""
+
+PORT = 8080
+"""Everybody listens here and says who asks."""
+
+INTERFACES = (0, 1, 2)
+"""Device indexes: a t3.small has three interfaces with three pods on each."""
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "prng": {},
+    "hashrandom": {"AWS_VPC_K8S_CNI_RANDOMIZESNAT": "hashrandom"},
+    "none": {"AWS_VPC_K8S_CNI_RANDOMIZESNAT": "none"},
+    "excluded": {"AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "10.1.0.0/16,172.16.0.0/16"},
+    "external": {"AWS_VPC_K8S_CNI_EXTERNALSNAT": "true"},
+}
+"""The modes of source translation, each with what it sets besides the defaults."""
+
+_DEFAULTS = {
+    "AWS_VPC_K8S_CNI_RANDOMIZESNAT": "prng",
+    "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "",
+    "AWS_VPC_K8S_CNI_EXTERNALSNAT": "false",
+}
+
+
+MASQUERADE = 0x4000
+"""What kube-proxy marks packets with, until it has taken care of them on their way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One conversation through a node: it comes in by `into` and goes on by `out`, and back likewise.
+
+    "" instead of a link is the node itself. `source` and `destination` are as the first packet arrives,
+    `seen_source` and `seen_destination` as it leaves. `mark` is that of packets when they are routed on
+    their way out, `answer_mark` on their way back; `kept`: the connection bears the bit, if it is known;
+    `masqueraded`: kube-proxy has marked the first packet, the only one that its rules of nat see.
+    """
+
+    into: str
+    out: str
+    source: str
+    destination: str
+    seen_source: str = ""
+    seen_destination: str = ""
+    mark: int = 0
+    answer_mark: int = 0
+    kept: bool | None = False
+    masqueraded: bool = False
+
+    @property
+    def way(self) -> tuple[str, str, str, str, str]:
+        """The step of being routed on the way out."""
+        return "routed", self.into, self.out, self.source, self.seen_destination or self.destination
+
+    def steps(self) -> dict[tuple[str, str, str, str, str], int]:
+        """(hook, in, out, source, destination) of every hop there must be -> the mark it must have."""
+        frm, to = self.source, self.destination
+        seen_frm, seen_to = self.seen_source or frm, self.seen_destination or to
+        found = {}
+        if self.into:
+            found["arrived", self.into, "", frm, to] = 0
+            found["left", "", self.into, to, frm] = self.answer_mark
+        if self.out:
+            found["left", "", self.out, seen_frm, seen_to] = self.mark
+            found["arrived", self.out, "", seen_to, seen_frm] = 0
+        if self.into and self.out:
+            found[self.way] = self.mark
+            found["routed", self.out, self.into, seen_to, frm] = self.answer_mark
+        return found
+
+
+class Town:
+    """The lab with its pods, listeners and observers; `close()` ends it."""
+
+    def __init__(self) -> None:
+        with contextlib.ExitStack() as stack:
+            self.lab = stack.enter_context(
+                Lab(nodes=2, instance_type="t3.small", attach_delay=0, throttle=None)
+            )
+            self.beyond = stack.enter_context(Beyond(self.lab.fabric))
+            self._open_groups()
+            self.public = [self._publish(node) for node in self.lab.nodes]
+            self.lab.start()
+            self.now = "prng"
+            # The last acknowledgement of a conversation may come by during the next one.
+            self._before: set[frozenset[tuple[str, int]]] = set()
+            self.pods = [self._fill(number) for number in range(2)]
+            for name, netns in self._hosts():
+                stack.enter_context(talk.Listener(netns, PORT, name))
+            self.trails = {
+                node.name: stack.enter_context(Trail(node.netns, bit=MARK))
+                for node in self.lab.nodes
+            }
+            self.vpc = stack.enter_context(Trail(self.lab.fabric.netns))
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """End all of it."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ── who is who ────────────────────────────────────────────────────────────────────────────
+
+    def pod(self, node: int, interface: int, which: int = 0) -> Sandbox:
+        """A pod of a node (0, 1) whose address EC2 holds on this interface (0, 1, 2)."""
+        return self.pods[node][interface][which]
+
+    def node(self, number: int) -> Node:
+        """The node."""
+        return self.lab.nodes[number]
+
+    def link(self, pod: Sandbox) -> str:
+        """The host end of a pod's link, as the CNI result names it."""
+        assert pod.result
+        return str(pod.result["interfaces"][0]["name"])
+
+    def eni(self, node: int, interface: int) -> str:
+        """The id of an interface of a node."""
+        with self.lab.cloud.lock:
+            enis = self.lab.cloud.interfaces_of(self.lab.nodes[node].instance)
+        return str(enis[interface]["NetworkInterfaceId"])
+
+    # ── the daemons' settings ─────────────────────────────────────────────────────────────────
+
+    def mode(self, name: str) -> None:
+        """Restart both daemons with the settings of a mode, if they have others."""
+        if name != self.now:
+            self.restart(**SETTINGS[name])
+            self.now = name
+
+    def restart(self, **settings: str) -> None:
+        """Restart both daemons with these settings besides the defaults."""
+
+        def again(node: Node) -> None:
+            node.stop_daemon()
+            node.start_daemon(**{**_DEFAULTS, **settings})
+
+        self.lab.on_each(again, self.lab.nodes)
+        self.now = ""
+
+    # ── walking ───────────────────────────────────────────────────────────────────────────────
+
+    def forget(self) -> None:
+        """All observers start afresh."""
+        for trail in (*self.trails.values(), self.vpc):
+            trail.forget()
+        self.lab.fabric.forget_drops()
+        self.beyond.forget_refused()
+
+    def walk(
+        self, frm: Netns, to: str, port: int, *legs: tuple[int, Leg], protocol: str = "tcp"
+    ) -> tuple[str, str]:
+        """Ask `to` who asks, and hold each (node, leg) against what that node saw of it.
+
+        Every hop must be one of the leg's, every one of the leg's must be seen, with its mark; nothing
+        of it may be seen on a node that has no leg. Returned is what `talk.ask` answers. The
+        conversation is told by its ports: `port`, and PORT of endpoints.
+        """
+        for trail in (*self.trails.values(), self.vpc):
+            trail.forget()
+        try:
+            answer = talk.ASK[protocol](frm, to, port)
+        except OSError as error:
+            raise AssertionError(f"{error}; {self.told(port)}") from error
+        spoken: set[frozenset[tuple[str, int]]] = set()
+        for number, node in enumerate(self.lab.nodes):
+            wanted = [leg for where, leg in legs if where == number]
+            hops = [
+                hop
+                for hop in self.trails[node.name].hops(
+                    protocol="udp" if protocol == "udp" else "tcp"
+                )
+                if {port, PORT} & {hop.sport, hop.dport} and _ends(hop) not in self._before
+            ]
+            _held(node.name, wanted, hops)
+            spoken |= set(map(_ends, hops))
+        self._before = spoken
+        return answer
+
+    def nothing_lost(self) -> None:
+        """Neither the source check nor the internet gateway has dropped anything since `forget`."""
+        assert self.lab.fabric.drops() == {}
+        assert self.beyond.refused() == {}
+
+    def told(self, port: int) -> str:
+        """What everybody saw, for who reads a failed assertion."""
+        lines = [f"drops {self.lab.fabric.drops()}, internet gateway {self.beyond.refused()}"]
+        for name, trail in (*self.trails.items(), ("vpc", self.vpc)):
+            hops = [hop for hop in trail.hops() if {port, PORT} & {hop.sport, hop.dport}]
+            lines += [f"{name} saw:", *map(str, hops)]
+        return "\n".join(lines)
+
+    def ports_used(self, port: int) -> set[tuple[str, str]]:
+        """(interface or device in, out) by which the VPC has passed on packets of a conversation."""
+        return {
+            (self.lab.fabric.eni_at(hop.into), self.lab.fabric.eni_at(hop.out))
+            for hop in self.vpc.hops(hook="routed")
+            if {port, PORT} & {hop.sport, hop.dport}
+        }
+
+    # ── building ──────────────────────────────────────────────────────────────────────────────
+
+    def _open_groups(self) -> None:
+        """NodePorts for the internet, everything for the private neighbours."""
+        ranges = [{"CidrIp": cidr} for cidr in ("10.1.0.0/16", "172.16.0.0/16")]
+        self.lab.ec2.authorize_security_group_ingress(
+            GroupId=self.lab.world.security_groups[0],
+            IpPermissions=[
+                {"IpProtocol": "-1", "IpRanges": ranges},
+                *(
+                    {
+                        "IpProtocol": protocol,
+                        "FromPort": 30000,
+                        "ToPort": 32767,
+                        "IpRanges": [{"CidrIp": "0.0.0.0/0"}],
+                    }
+                    for protocol in ("tcp", "udp")
+                ),
+            ],
+        )
+
+    def _publish(self, node: Node) -> str:
+        """An Elastic IP for a node's primary address."""
+        made = self.lab.ec2.allocate_address(Domain="vpc")
+        self.lab.ec2.associate_address(
+            AllocationId=made["AllocationId"],
+            NetworkInterfaceId=self.lab.fabric.primary(node.instance)["NetworkInterfaceId"],
+        )
+        return str(made["PublicIp"])
+
+    def _fill(self, number: int) -> dict[int, list[Sandbox]]:
+        """Start pods until each interface carries two."""
+        held: dict[int, list[Sandbox]] = {interface: [] for interface in INTERFACES}
+        for n in range(9):
+            pod = self.lab.kubelets[number].start(f"pod-{number}-{n}")
+            held[self._interface_of(number, pod)].append(pod)
+            if all(len(pods) >= 2 for pods in held.values()):
+                return held
+        raise AssertionError(f"nine pods did not fill three interfaces: {held}")
+
+    def _interface_of(self, number: int, pod: Sandbox) -> int:
+        with self.lab.cloud.lock:
+            enis = self.lab.cloud.interfaces_of(self.lab.nodes[number].instance)
+        for eni in enis:
+            if pod.address in {each["PrivateIpAddress"] for each in eni["PrivateIpAddresses"]}:
+                return int(eni["Attachment"]["DeviceIndex"])
+        raise AssertionError(f"EC2 has not assigned {pod.address}")
+
+    def _hosts(self) -> Iterator[tuple[str, Netns]]:
+        for node in self.lab.nodes:
+            yield node.name, node.netns
+        for place in self.beyond.places():
+            yield place.name, place.netns
+        for node_pods in self.pods:
+            for pods in node_pods.values():
+                yield from ((pod.pod, pod.netns) for pod in pods)
+
+
+def _held(where: str, legs: list[Leg], hops: list[Hop]) -> None:
+    """Each hop is a step of a leg, each step of each leg is there, with its marks."""
+    steps = {step: (leg, mark) for leg in legs for step, mark in leg.steps().items()}
+    told = f"{where} saw:\n" + "\n".join(map(str, hops))
+    found = set()
+    own = {_ends(hop) for hop in hops if hop.hook in {"sent", "delivered"}}
+    local = any(not (leg.into and leg.out) for leg in legs)
+    for hop in hops:
+        # The daemon has conversations of its own meanwhile, with the metadata service for one.
+        if hop.hook in {"sent", "delivered"} or (_ends(hop) in own and not local):
+            continue
+        step = (
+            hop.hook,
+            "" if hop.hook == "left" else hop.into,
+            hop.out,
+            hop.source,
+            hop.destination,
+        )
+        assert step in steps, f"{hop} is no step of {legs}; {told}"
+        leg, mark = steps[step]
+        if leg.masqueraded and step == leg.way and step not in found:
+            mark |= MASQUERADE
+        assert hop.mark == mark, f"{hop} should have mark {mark:#x}; {told}"
+        if hop.hook != "arrived":
+            assert leg.kept in {None, hop.kept}, f"{hop}: the connection's bit; {told}"
+        found.add(step)
+    missing = steps.keys() - found
+    assert not missing, f"not seen: {missing}; {told}"
+
+
+def _ends(hop: Hop) -> frozenset[tuple[str, int]]:
+    return frozenset({(hop.source, hop.sport), (hop.destination, hop.dport)})
