@@ -33,6 +33,8 @@ DOWN_PAUSE_MS = (1_000, 60_000)
 """First and longest pause before instance metadata or EC2, found down, is asked again unasked."""
 AUDIT_MS = 3_600_000
 """How often EC2 is looked at though nothing is to be given back and nothing is in doubt."""
+IDENTIFY_MS = 30_000
+"""How often instance metadata is asked for what may change while we run: the VPC's networks."""
 LOOK_IS_FRESH_MS = 60_000
 """How old a look at EC2 may be and still allow something to be given back."""
 
@@ -66,6 +68,7 @@ class CloudLoop:
         with ledger.read() as tx:
             self._calls_may_show_until = (reads.last_sent_at(tx) or 0) + writes.ADOPTION_LAG_MS
         self._look_pause, self._look_not_before = LOOK_PAUSE_MS[0], 0
+        self._identify_at = 0
         self._down_pause, self._down_until = DOWN_PAUSE_MS[0], 0
         self._budget_at: int | None = None
 
@@ -95,6 +98,7 @@ class CloudLoop:
             self._look_pause = LOOK_PAUSE_MS[0]
         with self.ledger.write() as tx:
             record.calm(tx, self.clock())
+        self._follow_node()
         return plan.notes
 
     def _affordable(self, plan: actions.Plan) -> actions.CloudStep | None:
@@ -128,7 +132,7 @@ class CloudLoop:
             times = [reads.next_retry_at(tx, now), self._budget_at]
             doubtful = reads.unknown_intents(tx)
         times += [record.due_at(intent) for intent in doubtful]
-        times += [self._down_until, self._look_at]
+        times += [self._down_until, self._look_at, self._identify_at]
         if self._look_pause > LOOK_PAUSE_MS[0]:
             times.append(self._look_not_before)
         return min((time for time in times if time is not None and time > now), default=None)
@@ -161,22 +165,43 @@ class CloudLoop:
     def _clock_went_back(self) -> None:
         """What is kept here of times is forgotten; the ledger has set its own right."""
         self._seen = model.Unknown("the clock was set back since", 0)
-        self._look_not_before = self._down_until = self._look_at = 0
+        self._look_not_before = self._down_until = self._look_at = self._identify_at = 0
         self.capacity_changed()
 
     def _identified(self) -> bool:
         with self.ledger.read() as tx:
-            if reads.node(tx) is not None and not isinstance(self._seen, model.Unknown):
-                return True
+            known = reads.node(tx)
+        if known is not None and not isinstance(self._seen, model.Unknown):
+            return True
         node = self.cloud.identify()
         self._heard(node)
+        return self._meet(node) or known is not None
+
+    def _follow_node(self) -> None:
+        """Ask now and then for what of the node may change: the VPC's networks.
+
+        When everything else is done, and seldom while there is no answer: waiting for one may take seconds.
+        """
+        if self.clock() < self._identify_at:
+            return
+        with self.ledger.read() as tx:
+            known = reads.node(tx)
+        node = self.cloud.identify()
+        if self._meet(node, known) and node != known:
+            self.capacity_changed()  # the node's table exempts the VPC's networks
+
+    def _meet(self, node: model.Node | model.Unknown, known: model.Node | None = None) -> bool:
+        """Write down who we are, if that is not `known`, or why nobody says."""
         now = self.clock()
         with self.ledger.write() as tx:
             if isinstance(node, model.Unknown):
+                self._identify_at = now + 10 * IDENTIFY_MS
                 writes.open_finding(tx, "imds_down", "", node.why, now)
-                return reads.node(tx) is not None
+                return False
+            self._identify_at = now + IDENTIFY_MS
             writes.close_finding(tx, "imds_down", "", now)
-            writes.record_node(tx, node, now)
+            if node != known:
+                writes.record_node(tx, node, now)
         return True
 
     def _look(self) -> bool:

@@ -42,6 +42,7 @@ class HostLoop:
         self._lock = threading.Lock()
         self.left_to_launcher: tuple[model.Sysctl, ...] = ()
         """Sysctls of the node that this process may not write: the launcher does, with the next ADD."""
+        self._said: dict[str, str] = {}
         self._agreed: object = None
         self._primary = ""
 
@@ -94,7 +95,10 @@ class HostLoop:
         self._find("sysctl_unwritable", "; ".join(why for _, why in refused))
 
     def _find(self, code: str, text: str) -> None:
-        """Open the finding, or close it when there is nothing to say; nothing is written otherwise."""
+        """Open the finding, or close it when there is nothing to say; said again it is no write."""
+        if self._said.get(code) == text:
+            return
+        self._said[code] = text
         with self.ledger.write() as tx:
             if text:
                 writes.open_finding(tx, code, "", text, self.clock())
