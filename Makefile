@@ -61,8 +61,8 @@ docs: setup  ## Render the pages that are tables of the code
 
 .PHONY: bench
 bench: setup  ## How fast a pod is wired, beside the kernel's floor and Debian's ptp; ARGS="--quick --only NAME"
-	@[ -x /usr/lib/cni/ptp ] || [ "$$(id -u)" != 0 ] || \
-	  apt-get install -q -y --no-install-recommends containernetworking-plugins linux-libc-dev >/dev/null
+	@[ -e /usr/include/linux/rtnetlink.h ] || [ "$$(id -u)" != 0 ] || \
+	  apt-get install -q -y --no-install-recommends linux-libc-dev >/dev/null
 	$(PY) -m tests.bench $(ARGS)
 
 .PHONY: readme

@@ -35,7 +35,7 @@ from reconciler import (
 )
 from reconciler import settings as knobs
 from reconciler.planner import actions
-from reconciler.providers import host, kernel, upstream
+from reconciler.providers import conflist, host, kernel, upstream
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     """
     end = End()
     prepare_folders(settings)
-    publisher = privileges.Publisher(lambda text: host.place(settings.conflist_path, text))
+    publisher = privileges.Publisher(lambda text: host.publish(settings, text))
     inheritance = upstream.observe(settings.checkpoint, settings.cni_cache_dir)  # root's files
     privileges.become(settings.uid)
     logs.start(settings.log_level, settings.log_file)
@@ -314,7 +314,7 @@ class Daemon:
             with self.ledger.read() as tx:
                 if reads.free_count(tx, clock()).free == 0:
                     return
-            trouble = self.publisher.publish(host.conflist(self.settings))
+            trouble = self.publisher.publish(conflist.render(self.settings))
             self._published = not trouble
             with self.ledger.write() as tx:
                 if trouble:

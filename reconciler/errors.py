@@ -44,7 +44,8 @@ REASONS: dict[str, str] = {
     "sysctl_unwritable": "The daemon may not write a sysctl of the node (/proc/sys is read-only for it);"
     " the launcher writes it with the next ADD.",
     "lane_failed": "A background lane failed and is tried again after a pause; the text is its error.",
-    "conflist_unwritable": "The conflist could not be put in place: check the folder's permissions.",
+    "conflist_unwritable": "The conflist could not be put in place; the text says why: its folder refuses,"
+    " or a plugin it chains is not in the host's folder of CNI executables.",
     "gc_disagrees": "GC left out a sandbox whose link is alive; its lease stays until both agree.",
     "stopping": "The daemon is being stopped; the next one serves the runtime's next try.",
     "spool_unreadable": "A spooled deletion could not be read; it was set aside for inspection.",

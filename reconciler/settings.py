@@ -123,6 +123,24 @@ def _freeze(text: str) -> str:
     return text
 
 
+def _enforcing_mode(text: str) -> str:
+    if text not in {"strict", "standard"}:
+        raise Invalid("strict or standard")
+    return text
+
+
+def _cni_version(text: str) -> str:
+    if text not in {"0.4.0", "1.0.0", "1.1.0"}:
+        raise Invalid("0.4.0, 1.0.0 or 1.1.0")
+    return text
+
+
+def _plugin_log(text: str) -> str:
+    if text == "stdout":
+        raise Invalid("a path or stderr: a plugin's standard output is its answer to the runtime")
+    return text
+
+
 def _level(text: str) -> str:
     level = text.lower()
     if level not in {"debug", "info", "warn", "error", "fatal"}:
@@ -228,13 +246,35 @@ class Settings:
     """Where the daemon writes its JSON log lines: a path, `stdout` or `stderr`."""
 
     plugin_log_file: str = knob(
-        "AWS_VPC_K8S_PLUGIN_LOG_FILE", "/var/log/aws-routed-eni/plugin.log", _text
+        "AWS_VPC_K8S_PLUGIN_LOG_FILE",
+        "/var/log/aws-routed-eni/plugin.log",
+        _plugin_log,
+        strict=True,
     )
-    """Written into the conflist as upstream does. The launcher itself writes no log: each request is a
-    row of the ledger."""
+    """Written into the conflist as upstream does; anything but `stdout`. The launcher itself writes no
+    log: each request is a row of the ledger."""
 
     plugin_log_level: str = knob("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", "Debug", _text)
     """Written into the conflist as upstream does."""
+
+    bandwidth_plugin: bool = knob("ENABLE_BANDWIDTH_PLUGIN", False, _flag)
+    """Chain the stock `bandwidth` plugin, which obeys a pod's kubernetes.io/ingress-bandwidth and
+    egress-bandwidth annotations. It must be in the host's folder of CNI executables."""
+
+    disable_pod_v6: bool = knob("DISABLE_POD_V6", False, _flag)
+    """Chain the stock `tuning` plugin, which switches IPv6 off inside pods. It must be in the host's
+    folder of CNI executables."""
+
+    pod_sg_enforcing_mode: str = knob(
+        "POD_SECURITY_GROUP_ENFORCING_MODE", "strict", _enforcing_mode
+    )
+    """Written into the conflist as upstream does: `strict` or `standard`. Nothing reads it yet, for pods
+    have no security groups of their own so far."""
+
+    cni_version: str = knob("VPCLEDGER_CNI_VERSION", "0.4.0", _cni_version, strict=True)
+    """CNI version written into the conflist: 0.4.0 as upstream writes it, 1.0.0 or 1.1.0. Only at 1.1.0
+    does a runtime ask STATUS and GC, and then it and every chained plugin must speak that version;
+    containerd 1.6 fails each pod at 1.1.0."""
 
     cni_bin_dir: str = knob("HOST_CNI_BIN_PATH", "/host/opt/cni/bin", _text)
     """Folder of the host's CNI executables, where `vpcledger install` puts the launcher `aws-cni`."""

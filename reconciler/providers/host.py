@@ -1,25 +1,19 @@
 """The host beside its kernel's network: which boot this is, sysctls, and the conflist that says we can serve.
 
-The conflist is rendered here and put in place whole: written beside its name, made durable, renamed.
-When it may appear is the daemon's business; how a network is configured inside a pod is not here.
+A file is put in place whole: written beside its name, made durable, renamed. When the conflist may
+appear is the daemon's business and what it says is `conflist`'s; a pod's inside is not here.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 from pathlib import Path
-from typing import Any
 
 from ledger import model
 from reconciler import errors
 from reconciler import settings as knobs
-
-NETWORK = "aws-cni"
-"""Name of the network and of the plugin: upstream's, for the runtime's caches are kept by it."""
-CNI_VERSION = "1.0.0"
-"""What every containerd in use reads; 1.6 fails an ADD answered at 1.1.0."""
-
+from reconciler.providers import conflist
 
 SYSCTLS = Path("/proc/sys/net")
 """Where the kernel shows a namespace's own sysctls."""
@@ -34,26 +28,6 @@ def boot_id(path: str) -> str:
     if not found:
         raise errors.Refused("bad_setting", f"no boot id in {path}: it is empty")
     return found
-
-
-def conflist(settings: knobs.Settings) -> str:
-    """The network configuration list of the CNI specification, section 1, for this node."""
-    plugin: dict[str, Any] = {
-        "name": NETWORK,
-        "type": NETWORK,
-        "vethPrefix": settings.veth_prefix,
-        "mtu": str(settings.mtu),
-        "pluginLogFile": settings.plugin_log_file,
-        "pluginLogLevel": settings.plugin_log_level,
-        "capabilities": {"io.kubernetes.cri.pod-annotations": True},
-    }
-    network = {
-        "cniVersion": CNI_VERSION,
-        "name": NETWORK,
-        "disableCheck": False,
-        "plugins": [plugin],
-    }
-    return json.dumps(network, indent=2) + "\n"
 
 
 def sysctl(path: str) -> str | None:
@@ -73,13 +47,43 @@ def set_sysctl(wanted: model.Sysctl) -> str:
     return ""
 
 
+def publish(settings: knobs.Settings, text: str) -> None:
+    """Put the conflist in place; OSError if its folder refuses or a chained plugin is not on the host.
+
+    A list that names a missing plugin would make the node ready and fail every pod.
+    """
+    absent = _absent(settings)
+    if absent:
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"{' and '.join(absent)} must be there before {Path(settings.conflist_path).name} is"
+            " published: install containernetworking's plugins",
+            settings.cni_bin_dir,
+        )
+    place(settings.conflist_path, text)
+
+
+def _absent(settings: knobs.Settings) -> tuple[str, ...]:
+    """Types of the chain without an executable in the host's folder; none if we may not look into it."""
+    folder = Path(settings.cni_bin_dir)
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return ()
+    wanted = [str(plugin["type"]) for plugin in conflist.chain(settings)]
+    # A link that leads nowhere from here may lead somewhere from the host's root.
+    return tuple(name for name in wanted if not os.path.lexists(folder / name))
+
+
 def place(path: str, text: str) -> None:
-    """Put `text` at `path` in one step, whatever was there; OSError if the folder does not let us."""
+    """Put `text` at `path` in one step, whatever was there; OSError if the folder does not let us.
+
+    Everybody may read it (mode 0644), whatever this process's umask is.
+    """
     target = Path(path)
     new = target.with_name(f".{target.name}.new")
     with new.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
+        os.fchmod(file.fileno(), 0o644)
         os.fsync(file.fileno())
     new.replace(target)
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -48,7 +48,7 @@ if command == "ADD":
     result["ips"].append({{"address": f"192.0.2.{{len(result['ips']) + 1}}/32"}})
     print(json.dumps(result))
 elif command == "VERSION":
-    print(json.dumps({{"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0"]}}))
+    print(json.dumps({{"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.1.0"]}}))
 """
 
 
@@ -210,9 +210,18 @@ def test_status_and_gc_speak_version_1_1(rig: Rig) -> None:
     assert stale.container not in cached.name
 
 
+def test_a_plugin_of_an_older_version_gets_no_status_and_no_gc(rig: Rig) -> None:
+    """As Debian's portmap, which would answer that a container's id is missing."""
+    old = rig.node.bin / "second"
+    old.write_text(old.read_text().replace('"1.1.0"', '"1.0.0"'))
+    rig.kubelet.status()
+    rig.kubelet.collect_garbage([])
+    assert [call["type"] for call in (*rig.calls("STATUS"), *rig.calls("GC"))] == ["first"] * 2
+
+
 def test_version_asks_one_plugin(rig: Rig) -> None:
     """VERSION needs no network."""
-    assert rig.kubelet.version("first") == ["0.4.0", "1.0.0"]
+    assert rig.kubelet.version("first") == ["0.4.0", "1.1.0"]
 
 
 def test_pods_start_in_parallel_each_with_a_namespace_of_its_own(rig: Rig) -> None:

@@ -1,8 +1,7 @@
-"""The boot's id, and a conflist that a runtime reads whole or not at all."""
+"""The boot's id, and a file that a runtime reads whole or not at all."""
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 
@@ -27,34 +26,6 @@ def test_a_file_that_tells_no_boot_id_is_refused(tmp_path: Path, content: bytes 
 
     with pytest.raises(errors.Refused, match=f"no boot id in {path}"):
         host.boot_id(str(path))
-
-
-def test_the_conflist_is_for_the_launcher_with_this_nodes_settings() -> None:
-    settings, _ = knobs.load(
-        {
-            "POD_MTU": "1400",
-            "AWS_VPC_K8S_CNI_VETHPREFIX": "pod",
-            "AWS_VPC_K8S_PLUGIN_LOG_FILE": "stderr",
-            "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": "Info",
-        }
-    )
-
-    assert json.loads(host.conflist(settings)) == {
-        "cniVersion": "1.0.0",
-        "name": "aws-cni",
-        "disableCheck": False,
-        "plugins": [
-            {
-                "name": "aws-cni",
-                "type": "aws-cni",
-                "vethPrefix": "pod",
-                "mtu": "1400",
-                "pluginLogFile": "stderr",
-                "pluginLogLevel": "Info",
-                "capabilities": {"io.kubernetes.cri.pod-annotations": True},
-            }
-        ],
-    }
 
 
 def test_placing_leaves_nothing_beside_the_file(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_a_fresh_node_is_not_announced_before_a_pod_can_be_served(lab: Lab) -> N
         started.result()
 
     conflist = json.loads((node.conf / "10-aws.conflist").read_text())
-    assert (conflist["cniVersion"], conflist["plugins"][0]["type"]) == ("1.0.0", "aws-cni")
+    assert (conflist["cniVersion"], conflist["plugins"][0]["type"]) == ("0.4.0", "aws-cni")
     lab.kubelets[0].status()
     node.stop_daemon()
     assert (node.conf / "10-aws.conflist").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reconciler import errors, install, logs, privileges, settings
-from reconciler.providers import host
+from reconciler.providers import conflist, host
 from tests.lab import spaces
 
 
@@ -25,10 +25,10 @@ def test_the_boot_id_is_the_files_and_a_missing_one_is_said(tmp_path: Path) -> N
 
 def test_the_conflist_is_whole_or_not_there(tmp_path: Path) -> None:
     target = tmp_path / "10-aws.conflist"
-    host.place(str(target), host.conflist(settings.Settings()))
-    host.place(str(target), host.conflist(settings.Settings()))
+    host.place(str(target), conflist.render(settings.Settings()))
+    host.place(str(target), conflist.render(settings.Settings()))
 
-    (plugin,) = json.loads(target.read_text())["plugins"]
+    plugin = json.loads(target.read_text())["plugins"][0]
 
     assert (plugin["type"], plugin["mtu"], plugin["vethPrefix"]) == ("aws-cni", "9001", "eni")
     assert [entry.name for entry in tmp_path.iterdir()] == ["10-aws.conflist"]
