@@ -110,8 +110,10 @@ def _addresses(result: Mapping[str, Any] | None) -> list[object]:
 
 
 def _veth_lives(lease: model.Lease, observed: model.ObservedKernel) -> bool:
-    """The link of that name is there and is this lease's (a namesake's successor is another's)."""
+    """The link of that name is this lease's (a namesake's successor is another's) and has its other end."""
     return any(
-        link.name == lease.host_ifname and link.alias in {"", wiring.alias(lease.id)}
+        link.name == lease.host_ifname
+        and link.alias in {"", wiring.alias(lease.id)}
+        and observed.peers.get(link.name, True)
         for link in observed.links
     )

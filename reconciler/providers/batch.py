@@ -67,9 +67,9 @@ class Batch:
             if found is None or not _same(link, found):
                 return self._not_made(step, link, made, found)
             index, mac = found.index, _unlike(link, found)
-        refused = self._one(
-            self._host, rtnetlink.set_link(index, up=True, mtu=link.mtu, mac=mac, alias=link.alias)
-        ) or self._one(self._pod, rtnetlink.set_link(index + 1, up=True, mtu=link.mtu))
+        refused = self._raise_and_read(link, index, mac) or self._one(
+            self._pod, rtnetlink.set_link(index + 1, up=True, mtu=link.mtu)
+        )
         if refused is not None:
             if isinstance(made, int):
                 self._one(self._host, rtnetlink.remove_link(index))
@@ -77,6 +77,26 @@ class Batch:
         self._indexes["host", link.name] = index
         self._indexes["pod", link.peer] = index + 1
         return _outcome(step, None)
+
+    def _raise_and_read(self, link: model.Link, index: int, mac: str) -> Refusal | None:
+        """Raise the host's end and read its MAC back, for the pod's neighbour entry names it.
+
+        Given at creation, it is no random one that udev's MACAddressPolicy=persistent would replace;
+        who replaces it all the same is overruled, here and by every later look.
+        """
+        raised, read = self._host.ask(
+            [
+                rtnetlink.set_link(index, up=True, mtu=link.mtu, mac=mac, alias=link.alias),
+                rtnetlink.find_link(link.name),
+            ]
+        )
+        if raised.refusal is not None or read.refusal is not None:
+            return raised.refusal or read.refusal
+        (found,) = rtnetlink.links([read.data])
+        given = _unlike(link, found.link)
+        if not given:
+            return None
+        return self._one(self._host, rtnetlink.set_link(index, up=True, mac=given))
 
     def _make(self, link: model.Link) -> int | Refusal:
         """The new pair's index: the wanted one, or another if that alone is taken."""

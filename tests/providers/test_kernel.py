@@ -17,7 +17,7 @@ from ledger import model
 from reconciler import privileges
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
-from reconciler.providers import kernel, netlink, rtnetlink
+from reconciler.providers import batch, kernel, netlink, rtnetlink
 from tests.lab import spaces
 
 pytestmark = pytest.mark.netns
@@ -248,6 +248,42 @@ def test_what_breaks_a_pod_is_named_and_put_back(place: Place, act: str, named: 
     assert set(errors(mended)) == {""}
     assert wiring.diff(wanted, place.observed(), wanted) == ()
     place.ping()
+
+
+def test_a_mac_that_somebody_changes_at_birth_is_read_back_and_set_right(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What udev's MACAddressPolicy=persistent does to a new link, at the worst moment there is."""
+    make = batch.Batch._make
+
+    def and_udev_is_there(self: batch.Batch, link: model.Link) -> object:
+        made = make(self, link)
+        place.node.command("ip", "link", "set", link.name, "address", "0a:00:00:00:00:99")
+        return made
+
+    monkeypatch.setattr(batch.Batch, "_make", and_udev_is_there)
+    wired = wiring.pod(LEASE, ENI, SETTINGS)
+
+    outcomes = place.put(*wiring.eni(ENI, "eth1", SETTINGS), *wired.host, *wired.pod)
+
+    assert errors(outcomes) == [""] * len(outcomes)
+    assert wiring.compare(wired.host, place.kernel.observe()) == ()
+    place.ping()
+
+
+def test_udev_sees_a_mac_that_was_given_and_leaves_it(place: Place) -> None:
+    """addr_assign_type 3 (NET_ADDR_SET) is what systemd's MACAddressPolicy does not replace."""
+    wired = wiring.pod(LEASE, ENI, SETTINGS)
+    place.put(*wired.host, *wired.pod)
+    for netns, name in ((place.node, LEASE.host_ifname), (place.inside, LEASE.ifname)):
+        shown = json.loads(netns.command("ip", "-d", "-j", "link", "show", name))
+        assert shown[0].get("addr_assign_type", _assigned(netns, name)) in {3, "set"}
+
+
+def _assigned(netns: spaces.Netns, name: str) -> int:
+    """What sysfs, mounted in the namespace's own view, says of the link's MAC."""
+    script = f"mount -t sysfs none /mnt && cat /mnt/class/net/{name}/addr_assign_type"
+    return int(netns.command("unshare", "-m", "sh", "-c", script))
 
 
 def test_a_link_that_lost_its_mark_is_known_by_its_mac_and_marked_again(place: Place) -> None:

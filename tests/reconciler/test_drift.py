@@ -28,6 +28,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
         "ip route del {ip}/32",
         "ip link set {link} mtu 1400",
         "ip link set {link} down",
+        "ip link set {link} address 0a:00:00:00:00:99",
         "ip rule del from 10.0.0.5 lookup 2",
         "ip route flush table 2",
         "ip address flush dev eth1",
@@ -35,6 +36,11 @@ def door(tmp_path: Path) -> Iterator[Door]:
         "ip link set eth1 mtu 1500",
         "ip rule add from 10.0.0.77 lookup 2 pref 1536 protocol 201",
         "ip route add 10.0.0.78/32 dev eth1 proto 201",
+        "ip rule del pref 1024",
+        "ip rule flush",
+        "ip rule add fwmark 0x40/0x40 lookup main pref 1024 protocol 201",
+        "ip rule add to 10.7.0.0/16 lookup main pref 1535 protocol 201",
+        "ip route append 10.0.0.0/24 dev eth1 proto kernel scope link",
     ],
 )
 def test_vandalism_is_mended_in_one_tick(door: Door, act: str) -> None:
@@ -43,6 +49,13 @@ def test_vandalism_is_mended_in_one_tick(door: Door, act: str) -> None:
     assert lease is not None
     before = door.picture()
     door.node.command(*act.format(ip=pod.address, link=lease.host_ifname).split())
+    if act == "ip rule flush":  # the kernel's own are not ours to bring back
+        door.node.command(
+            "ip", "rule", "add", "pref", "32766", "lookup", "main", "protocol", "kernel"
+        )
+        door.node.command(
+            "ip", "rule", "add", "pref", "32767", "lookup", "default", "protocol", "kernel"
+        )
 
     door.loop.tick()
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ledger import writes
+from ledger import model, writes
+from reconciler import questions
 from tests.reconciler.door import NODE, Door, Pod
 
 pytestmark = pytest.mark.netns
@@ -167,6 +168,17 @@ def test_gc_does_not_end_a_sandbox_whose_link_lives(door: Door) -> None:
     assert pod.pings("10.0.0.4")
     found = door.rows("SELECT code, subject FROM v_findings WHERE closed IS NULL")
     assert found == [{"code": "gc_disagrees", "subject": pod.container}]
+
+
+def test_a_link_whose_other_end_is_gone_speaks_for_no_sandbox(door: Door) -> None:
+    """While the kernel takes a namespace down the host's end is there a while longer."""
+    lease = door.lease(door.added())
+    assert lease is not None
+    seen = door.kernel.observe()
+    assert isinstance(seen, model.ObservedKernel)
+    assert questions._veth_lives(lease, seen)
+    seen.peers[lease.host_ifname] = False
+    assert not questions._veth_lives(lease, seen)
 
 
 def test_gc_of_another_network_ends_nothing(door: Door) -> None:
