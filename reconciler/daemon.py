@@ -202,6 +202,8 @@ class Daemon:
         self.cloud_lane.ring()
         self.checkpoint_lane.ring()
         self.reap_lane.ring()
+        for thread in self._watching:
+            thread.start()
         self._scheduler.start()
 
     def stop(self) -> None:
