@@ -318,12 +318,17 @@ class Desired:
 
 @dataclass(frozen=True, slots=True)
 class ObservedEni:
-    """An interface as EC2 or IMDS shows it; `addresses` are secondaries, without the primary."""
+    """An interface as EC2 or IMDS shows it; `addresses` are secondaries, without the primary.
+
+    IMDS shows neither tags nor groups nor the description.
+    """
 
     eni: Eni
     addresses: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
+    security_groups: tuple[str, ...] = ()
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,12 @@ class Cloud:
         assert isinstance(answer, model.ObservedCloud | model.Unknown)
         return answer
 
+    def observe_leaked(self) -> model.ObservedCloud | model.Unknown:
+        """The cluster's interfaces that are attached to nothing; see ec2.Ec2.observe_leaked."""
+        answer = self._ask_about({"do": "observe_leaked"})
+        assert isinstance(answer, model.ObservedCloud | model.Unknown)
+        return answer
+
     def apply(self, action: actions.CloudAction, token: str) -> CloudOutcome:
         """Carry out one mutation; see ec2.Ec2.apply. An answer that got lost leaves it `unknown`."""
         started = time.monotonic()
@@ -262,9 +268,11 @@ class _Hands:
             return seen if isinstance(seen, model.Unknown) else seen[1]
         hands = self._of(node)
         if isinstance(hands, model.Unknown):
-            if do == "observe":
+            if do != "apply":
                 return hands
             return actions.Outcome(asked["action"], "EndpointConnectionError", hands.why)
+        if do == "observe_leaked":
+            return hands.observe_leaked()
         if do == "observe":
             return hands.observe(asked["eni_ids"], asked["known"])
         return hands.apply(asked["action"], asked["token"])

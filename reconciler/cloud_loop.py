@@ -16,7 +16,7 @@ from reconciler import clock as clocks
 from reconciler import cloud as clouds
 from reconciler import errors, record
 from reconciler import settings as knobs
-from reconciler.planner import actions, budget
+from reconciler.planner import actions, budget, leaks, upkeep
 from reconciler.planner import plan as planner
 from reconciler.providers import ec2
 
@@ -34,7 +34,7 @@ DOWN_PAUSE_MS = (1_000, 60_000)
 AUDIT_MS = 3_600_000
 """How often EC2 is looked at though nothing is to be given back and nothing is in doubt."""
 IDENTIFY_MS = 30_000
-"""How often instance metadata is asked for what may change while we run: the VPC's networks."""
+"""How often instance metadata is asked for what may change while we run: networks, security groups."""
 LOOK_IS_FRESH_MS = 60_000
 """How old a look at EC2 may be and still allow something to be given back."""
 
@@ -70,7 +70,12 @@ class CloudLoop:
         self._look_pause, self._look_not_before = LOOK_PAUSE_MS[0], 0
         self._identify_at = 0
         self._down_pause, self._down_until = DOWN_PAUSE_MS[0], 0
+        self._sweep_wanted = False
         self._budget_at: int | None = None
+
+    def sweep_again(self) -> None:
+        """Have the next tick look for interfaces that nodes of the cluster left behind."""
+        self._sweep_wanted = True
 
     def look_again(self) -> None:
         """Have the next tick look at EC2, whatever was seen before."""
@@ -96,6 +101,9 @@ class CloudLoop:
             plan = self._plan_cloud()
         if not record.wants_a_look(plan):
             self._look_pause = LOOK_PAUSE_MS[0]
+        if self._sweep_wanted:
+            self._sweep_wanted = False
+            self._sweep()
         with self.ledger.write() as tx:
             record.calm(tx, self.clock())
         self._follow_node()
@@ -178,7 +186,7 @@ class CloudLoop:
         return self._meet(node) or known is not None
 
     def _follow_node(self) -> None:
-        """Ask now and then for what of the node may change: the VPC's networks.
+        """Ask now and then for what of the node may change: the VPC's networks, the security groups.
 
         When everything else is done, and seldom while there is no answer: waiting for one may take seconds.
         """
@@ -208,7 +216,7 @@ class CloudLoop:
         """Ask EC2; remember the answer, adopt what is new, mark what is missing. False if it is down."""
         with self.ledger.read() as tx:
             known = reads.desired(tx, self.clock()).enis
-        seen = self.cloud.observe(known=known)
+        seen = self.cloud.observe("imds" if self.settings.imds_only else "ec2", known=known)
         self._heard(seen)
         heritage = self.heritage()
         now = self.clock()
@@ -218,7 +226,7 @@ class CloudLoop:
                 writes.open_finding(tx, "ec2_down", "", seen.why, now)
                 return False
             writes.close_finding(tx, "ec2_down", "", now)
-            changed = writes.adopt(tx, seen, now)
+            changed = writes.adopt(tx, seen, now, imds_only=self.settings.imds_only)
             if heritage is not None:
                 heritage.enter(tx, seen)
         self._seen, self._look_at = seen, now + AUDIT_MS
@@ -239,7 +247,31 @@ class CloudLoop:
             seen = model.Unknown("the last look at EC2 is too old to give anything back", seen.at)
         frozen = budget.freeze(self.settings.freeze, self._calls())
         self._tell_of_freeze(frozen)
-        return budget.thawed(planner.cloud(desired, seen, self.settings, now), frozen)
+        last = self._seen if isinstance(self._seen, model.ObservedCloud) else None
+        return budget.thawed(planner.cloud(desired, seen, self.settings, now, last), frozen)
+
+    def _sweep(self) -> None:
+        """Delete what nodes of this cluster left behind in EC2; what is not affordable waits for the next."""
+        with self.ledger.read() as tx:
+            node = reads.node(tx)
+        settings = self.settings
+        off = settings.no_leak_cleanup or settings.no_provisioning or settings.imds_only
+        if node is None or off or not settings.cluster_name:
+            return
+        frozen = budget.freeze(settings.freeze, self._calls())
+        if frozen != "none" or not self._has_token(LOOK, "tidy", self._calls()):
+            return
+        seen = self.cloud.observe_leaked()
+        with self.ledger.write() as tx:
+            record.calls(tx, self.cloud.calls(), self.clock())
+        if isinstance(seen, model.Unknown):
+            log.info("leaked interfaces could not be looked for: %s", seen.why)
+            return
+        for step in leaks.leaked(seen, node, settings, self.clock()):
+            if not self._has_token(ec2.ACTION[type(step.action)], step.lane, self._calls()):
+                return
+            if not self.carry_out(step):
+                return
 
     def _tell_of_freeze(self, frozen: budget.Freeze) -> None:
         with self.ledger.write() as tx:
@@ -270,9 +302,18 @@ class CloudLoop:
             record.cloud(tx, intent, step, outcome, self.clock())
         if outcome.outcome.unknown:
             self._look_at = 0
+        elif isinstance(step.action, actions.SetSecurityGroups | actions.TagEni):
+            self._confirmed(step.action, outcome.outcome)
         elif not outcome.outcome.error or isinstance(step.action, actions.DetachEni):
             self.capacity_changed()  # an interface that stays has to be wired again
         return not outcome.outcome.unknown and not errors.is_trouble(outcome.outcome.error)
+
+    def _confirmed(self, action: actions.CloudAction, outcome: actions.Outcome) -> None:
+        """EC2 keeps it, not the ledger: believe its answer now, and look once its picture can show it."""
+        if outcome.error or not isinstance(self._seen, model.ObservedCloud):
+            return
+        self._seen = upkeep.shown(self._seen, action)
+        self._look_at = min(self._look_at, self.clock() + writes.ADOPTION_LAG_MS)
 
     def _settle_unknown(self) -> None:
         """Calls whose reply was lost: sent again where that does nothing twice, else looked for."""

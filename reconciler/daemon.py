@@ -8,13 +8,15 @@ lanes' bells at their intervals. What any part does does not belong here.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import logging
 import os
+import random
 import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from apscheduler.schedulers import background
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 5.0
 """How long calls and lanes may take to end after SIGTERM; intents make a harder end harmless."""
 TIDY_INTERVAL_S = 60
+FIRST_SWEEP_S = 300
+"""Leaked interfaces are first looked for within this time after a start."""
 SETTLE_MS = 100
 CHECKPOINT_MS = 1_000
 """How long the VPC CNI's checkpoint may be behind the leases: it is written whole."""
@@ -188,6 +192,7 @@ class Daemon:
                 self.tidy_lane: TIDY_INTERVAL_S,
             }
         )
+        _now_and_then(self._scheduler, self._sweep, settings.sweep_interval_s)
 
     def start(self) -> None:
         """Recover, open the door, then start everything that may be slow or down."""
@@ -284,6 +289,10 @@ class Daemon:
         self.loop.reap()
         return None
 
+    def _sweep(self) -> None:
+        self.cloud_loop.sweep_again()
+        self.cloud_lane.ring()
+
     def _eni_lost(self) -> None:
         self.cloud_loop.look_again()
         self.cloud_lane.ring()
@@ -341,6 +350,21 @@ class Daemon:
             return
         for _ in news:
             self.nat_lane.ring_at(clock() + SETTLE_MS)
+
+
+def _now_and_then(
+    scheduler: background.BackgroundScheduler, job: Callable[[], None], seconds: int
+) -> None:
+    """A job every so many seconds, at another moment on every node: they share EC2's buckets."""
+    first = time.time() + random.uniform(0, min(seconds, FIRST_SWEEP_S))  # noqa: S311  (no secret)
+    scheduler.add_job(
+        job,
+        "interval",
+        seconds=seconds,
+        jitter=seconds // 10,
+        coalesce=True,
+        next_run_time=dt.datetime.fromtimestamp(first, dt.UTC),
+    )
 
 
 def _bells(intervals: Mapping[lanes.Lane, int]) -> background.BackgroundScheduler:

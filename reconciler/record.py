@@ -108,6 +108,8 @@ def _succeeded(
             writes.prefixes_released(tx, action.prefixes, now)
         case actions.DeleteEni():
             writes.eni_gone(tx, action.eni_id, "deleted", now)
+        case actions.SetSecurityGroups() | actions.TagEni():
+            pass  # EC2 alone keeps these; a look tells
         case actions.DetachEni():
             pass  # `detaching` was written with the intent; the delete that follows ends it
 

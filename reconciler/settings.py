@@ -222,6 +222,22 @@ class Settings:
     cluster_name: str = knob("CLUSTER_NAME", "", _text)
     """The cluster's name, written as a tag on the interfaces we make."""
 
+    no_provisioning: bool = knob("DISABLE_NETWORK_RESOURCE_PROVISIONING", False, _boolean)
+    """True if somebody else makes and changes interfaces and addresses: nothing is asked of EC2 but what
+    it shows, and pods are served from that."""
+
+    imds_only: bool = knob("ENABLE_IMDS_ONLY_MODE", False, _boolean)
+    """True if EC2 is never to be called, for nodes that cannot reach it: interfaces and addresses are what
+    instance metadata shows, and nothing is changed. Pods are put on the primary interface and on those
+    that have secondary addresses or prefixes."""
+
+    no_leak_cleanup: bool = knob("DISABLE_LEAKED_ENI_CLEANUP", False, _boolean)
+    """True if interfaces that nodes of this cluster left behind, attached to nothing, are not to be
+    deleted. They are only looked for if CLUSTER_NAME is set: nothing else tells whose they are."""
+
+    sweep_interval_s: int = knob("VPCLEDGER_SWEEP_INTERVAL", 3600, _integer(1))
+    """Seconds between two searches for interfaces that nodes of this cluster left behind."""
+
     additional_eni_tags: tuple[tuple[str, str], ...] = knob("ADDITIONAL_ENI_TAGS", (), _tags)
     """More tags for the interfaces we make, as a JSON object. Keys with k8s.amazonaws.com are dropped."""
 

@@ -106,6 +106,7 @@ class World:
         self.enis = {primary.eni_id: primary}
         self.rows: dict[str, model.Address] = {}
         self.prefixes: dict[str, model.Prefix] = {}
+        self.tags: dict[str, dict[str, str]] = {primary.eni_id: {}}
         self.pods: dict[int, model.Lease] = {}
         self.calls: list[actions.CloudAction] = []
         self._given = 0
@@ -127,7 +128,10 @@ class World:
 
     def plan(self) -> tuple[actions.CloudStep, ...]:
         """What the planner wants now, on a fresh look at EC2."""
-        steps, _ = pool.cloud_steps(self.desired, self._look(), self.settings, self.limit, self.now)
+        look = self._look()
+        steps, _ = pool.cloud_steps(
+            self.desired, look, self.settings, self.limit, self.now, last=look
+        )
         return budget.thawed(actions.Plan(cloud=steps), self.settings.freeze).cloud
 
     def settle(self) -> list[actions.CloudAction]:
@@ -199,7 +203,13 @@ class World:
         for prefix in self.prefixes.values():
             blocks[prefix.eni_id].append(prefix.cidr)
         enis = (
-            model.ObservedEni(each, tuple(shown[each.eni_id]), tuple(blocks[each.eni_id]))
+            model.ObservedEni(
+                each,
+                tuple(shown[each.eni_id]),
+                tuple(blocks[each.eni_id]),
+                self.tags[each.eni_id],
+                _NODE.security_groups,
+            )
             for each in self.enis.values()
         )
         return model.ObservedCloud(self.now, "ec2", tuple(enis))
@@ -237,6 +247,7 @@ class World:
             case actions.CreateEni():
                 made = _interface(self._number())
                 self.enis[made.eni_id] = made
+                self.tags[made.eni_id] = dict(action.tags)
                 self._assign(made.eni_id, action.secondaries)
                 self._delegate(made.eni_id, action.prefixes)
             case actions.AttachEni():
@@ -253,6 +264,21 @@ class World:
                 self._assign(action.eni_id, action.count)
             case actions.AssignPrefixes():
                 self._delegate(action.eni_id, action.count)
+            case actions.TagEni():
+                self.tags[action.eni_id] |= dict(action.tags)
+            case actions.SetSecurityGroups():
+                pass  # they are as the node's in this world
+            case _:
+                self._take(action)
+
+    def _take(
+        self,
+        action: actions.UnassignAddresses
+        | actions.UnassignPrefixes
+        | actions.DetachEni
+        | actions.DeleteEni,
+    ) -> None:
+        match action:
             case actions.UnassignAddresses():
                 for address in action.addresses:
                     del self.rows[address]

@@ -27,6 +27,9 @@ _LIVE_ENIS = Statement(
 _ENI_ABSENT = Statement(
     update(_enis).where(_enis.c.eni_id == bindparam("of")).values(absent_since=bindparam("since"))
 )
+_MANAGED = Statement(
+    update(_enis).where(_enis.c.eni_id == bindparam("of")).values(managed=bindparam("managed"))
+)
 _LIVE = Statement(
     select(
         _addresses.c.address,
@@ -52,14 +55,14 @@ _LAST_RELEASE = Statement(
 )
 
 
-def adopt(tx: Write, seen: model.ObservedCloud, now: int) -> bool:
+def adopt(tx: Write, seen: model.ObservedCloud, now: int, *, imds_only: bool = False) -> bool:
     """Bring in what EC2 shows and the ledger does not know; mark what it misses. True if any is new.
 
-    Nothing but EC2's own picture is adopted. An address we released is believed back only by a picture
+    Nothing but EC2's own picture is adopted, or where EC2 is never asked that of instance metadata. An address we released is believed back only by a picture
     newer than the release by ADOPTION_LAG_MS, and one we were given is missed no sooner. What is
     missing gets `absent_since`, so that no pod is given it meanwhile; leases are left alone.
     """
-    if seen.source != "ec2":
+    if seen.source != "ec2" and not imds_only:
         return False
     changed = False
     for each in seen.enis:
@@ -82,6 +85,11 @@ def _adopt_eni(tx: Write, each: model.ObservedEni, seen_at: int, now: int) -> bo
         if before.state == "created" and eni.attachment_id is not None:
             cloud.eni_attaching(tx, eni.eni_id, eni.device, eni.card, eni.attachment_id, now)
             changed = True
+        if before.managed != eni.managed and before.state != "created":
+            changed = True
+            tx.run(_MANAGED, of=eni.eni_id, managed=int(eni.managed))
+            whose = "ours" if eni.managed else "somebody else's"
+            journal.line(tx, now, "eni.managed", eni.eni_id, f"{whose} now", eni_id=eni.eni_id)
         if eni.attachment_id and before.delete_on_termination != eni.delete_on_termination:
             tx.run(cloud.SURVIVES_NOT, of=eni.eni_id, set=int(eni.delete_on_termination))
     if eni.managed:

@@ -123,6 +123,25 @@ class UnassignPrefixes:
 
 
 @dataclass(frozen=True, slots=True)
+class SetSecurityGroups:
+    """EC2 ModifyNetworkInterfaceAttribute: exactly these groups."""
+
+    eni_id: str
+    security_groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TagEni:
+    """EC2 CreateTags: these keys have these values; other tags stay.
+
+    A value of tags.CREATED is in milliseconds since the epoch, as in a CreateEni.
+    """
+
+    eni_id: str
+    tags: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DetachEni:
     """EC2 DetachNetworkInterface."""
 
@@ -147,6 +166,8 @@ CloudAction = (
     | UnassignAddresses
     | AssignPrefixes
     | UnassignPrefixes
+    | SetSecurityGroups
+    | TagEni
     | DetachEni
     | DeleteEni
 )

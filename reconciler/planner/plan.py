@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import actions, limits, pool, takeover, wiring
+from reconciler.planner import actions, limits, pool, stock, takeover, wiring
 
 WIRED = frozenset({"attaching", "attached", "usable"})
 
@@ -38,10 +38,13 @@ def eni_links(desired: model.Desired, observed: model.ObservedKernel) -> dict[st
     """The link of each interface that should be wired, found by MAC (by interface id)."""
     by_mac = {link.mac: link for link in observed.links if link.mac and not wiring.ours(link)}
     return {
-        eni.eni_id: by_mac[eni.mac]
-        for eni in desired.enis
-        if eni.managed and eni.state in WIRED and eni.mac in by_mac
+        eni.eni_id: by_mac[eni.mac] for eni in desired.enis if _is_wired(eni) and eni.mac in by_mac
     }
+
+
+def _is_wired(eni: model.Eni) -> bool:
+    """Is it one whose link we set up? One that carries pods."""
+    return eni.managed and eni.state in WIRED and eni.kind in stock.CARRYING
 
 
 def kernel(
@@ -54,7 +57,7 @@ def kernel(
     wanted: list[model.KernelObject] = [*wiring.host(settings, desired.installed)]
     links = eni_links(desired, observed)
     for eni in desired.enis:
-        if eni.managed and eni.state in WIRED:
+        if _is_wired(eni):
             if eni.eni_id in links:
                 wanted += wiring.eni(eni, links[eni.eni_id].name, settings)
             else:
@@ -94,15 +97,18 @@ def cloud(
     observed: model.ObservedCloud | model.Unknown,
     settings: knobs.Settings,
     now: int,
+    last: model.ObservedCloud | None = None,
 ) -> actions.Plan:
-    """The cloud's part alone, for its own lane."""
+    """The cloud's part alone, for its own lane; `last` as for pool.cloud_steps."""
     if desired.node is None:
         return _nothing("starting", "the node has not been described yet")
     limit = limits.lookup(desired.node.instance_type)
     if limit is None:
         text = f"{desired.node.instance_type} is not in the table of instance types"
         return _nothing("type_unknown", text)
-    steps, notes = pool.cloud_steps(desired, observed, settings, limit, now)
+    if settings.no_provisioning or settings.imds_only:
+        return _nothing("provisioned", "somebody else provides interfaces and addresses")
+    steps, notes = pool.cloud_steps(desired, observed, settings, limit, now, last=last)
     return actions.Plan(cloud=steps, notes=notes)
 
 

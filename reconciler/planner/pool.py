@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import actions, limits, release, stock, tags, targets
+from reconciler.planner import actions, limits, release, stock, tags, targets, upkeep
 
 Steps = tuple[actions.CloudStep, ...]
 Notes = tuple[actions.Note, ...]
@@ -63,10 +63,12 @@ def cloud_steps(
     limit: limits.Limits,
     now: int,
     max_pods: int | None = None,
+    last: model.ObservedCloud | None = None,
 ) -> tuple[Steps, Notes]:
     """What to ask of EC2 now, pods that wait first, and why; equal arguments give equal steps.
 
-    The ledger must know the primary interface: what is attached already is not guessed.
+    The ledger must know the primary interface: what is attached already is not guessed. `last` is EC2's
+    last picture where `observed` is too old to allow anything to be given back; see upkeep.
     """
     node = desired.node
     if node is None or not any(eni.primary for eni in desired.enis):
@@ -78,7 +80,7 @@ def cloud_steps(
     grown, why = _grow(held, node, settings, limit, want, now)
     steps += grown
     notes += why
-    steps += _survive_no_instance(held)
+    steps += upkeep.upkeep(held, desired, last, settings)
     gives = [*release.finish(desired, held), *release.unattachable(held, settings, limit)]
     # Growth, barred for now or not yet complete, and giving back exclude each other.
     if not (want or held.waiting or held.coming or held.loose):
@@ -202,10 +204,7 @@ def _create(
     node: model.Node, amount: int, missing: Missing, settings: knobs.Settings, now: int
 ) -> actions.CreateEni:
     """With upstream's description and tags."""
-    labels = {tags.INSTANCE: node.instance_id, tags.CREATED: str(now)}
-    if settings.cluster_name:
-        labels |= {tags.CLUSTER: settings.cluster_name, tags.OWNER: "amazon-vpc-cni"}
-    labels |= dict(settings.additional_eni_tags)
+    labels = upkeep.labels(node, settings) | {tags.CREATED: str(now)}
     return actions.CreateEni(
         subnet_id=node.subnet_id,
         security_groups=node.security_groups,
@@ -231,16 +230,3 @@ def _attach(
         taken |= {device}
         action = actions.AttachEni(each.eni.eni_id, node.instance_id, device)
         yield actions.CloudStep(action, lane, "made for this node and not attached yet")
-
-
-def _survive_no_instance(held: stock.Stock) -> Iterator[actions.CloudStep]:
-    """Attachments of ours that would outlive the instance: EC2's default, repaired until it is seen."""
-    for each in held.holdings:
-        eni = each.eni
-        if eni.primary or eni.delete_on_termination or eni.attachment_id is None:
-            continue
-        if eni.state == "created" or held.touches(eni.eni_id):
-            continue
-        if held.may("SetDeleteOnTermination", eni.eni_id):
-            action = actions.SetDeleteOnTermination(eni.eni_id, eni.attachment_id)
-            yield actions.CloudStep(action, "tidy", "it would outlive the instance")

@@ -121,6 +121,7 @@ def _idle(each: stock.Holding, held: stock.Stock, now: int) -> bool:
     return (
         not each.busy
         and not eni.primary
+        and eni.kind == "interface"
         and eni.attachment_id is not None
         and eni.state in {"attached", "usable"}
         and eni.attached_at is not None

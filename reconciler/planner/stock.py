@@ -19,6 +19,9 @@ from reconciler.planner import actions, notation
 SERVING: Final = frozenset({"created", "attaching", "attached", "usable"})
 """Interfaces whose addresses pods have or will have; the others are on their way out."""
 
+CARRYING: Final = frozenset({"interface", "efa"})
+"""EC2's InterfaceTypes that pods can be on; an efa-only one has no IP, a trunk is for branches."""
+
 REST_MS: Final = 60_000
 """An address free for less is not given back: pods come and go faster than EC2 calls are worth."""
 
@@ -193,7 +196,7 @@ def count(
     holdings = tuple(
         _holding(eni, desired, seen.get(eni.eni_id), leased, under_way, prefixed, fallback)
         for eni in sorted(on_card, key=lambda e: (not e.primary, e.device < 0, e.device, e.eni_id))
-        if eni.eni_id in known and eni.managed and eni.kind == "interface" and eni.state in SERVING
+        if eni.eni_id in known and eni.managed and eni.kind in CARRYING and eni.state in SERVING
     )
     asked = [call for call in under_way if isinstance(call, actions.CreateEni)]
     return Stock(

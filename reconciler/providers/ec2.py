@@ -51,6 +51,8 @@ ACTION: Final[dict[type[actions.CloudAction], str]] = {
     actions.UnassignAddresses: "UnassignPrivateIpAddresses",
     actions.AssignPrefixes: "AssignPrivateIpAddresses",
     actions.UnassignPrefixes: "UnassignPrivateIpAddresses",
+    actions.SetSecurityGroups: "ModifyNetworkInterfaceAttribute",
+    actions.TagEni: "CreateTags",
     actions.DetachEni: "DetachNetworkInterface",
     actions.DeleteEni: "DeleteNetworkInterface",
 }
@@ -94,7 +96,7 @@ class Ec2:
         called: Callable[[Call], None] = lambda _call: None,
     ) -> None:
         """Import boto3 and make the client; `called` is told of every try when it is over."""
-        self._node, self._called = node, called
+        self._node, self._settings, self._called = node, settings, called
         self._client = _client(node.region, settings)
         self._subnets: dict[str, str] = {}
 
@@ -122,6 +124,21 @@ class Ec2:
             return model.Unknown(str(failed), at)
         seen.sort(key=lambda each: (each.eni.device < 0, each.eni.device, each.eni.eni_id))
         return model.ObservedCloud(at, "ec2", tuple(seen))
+
+    def observe_leaked(self) -> model.ObservedCloud | model.Unknown:
+        """Interfaces of this VPC attached to nothing that carry an instance's tag and the cluster's.
+
+        Whoever made them; whether they leaked is the planner's to say. Their subnets are not asked for.
+        """
+        at, vpc, cluster = _now(), self._node.vpc_id, self._settings.cluster_name
+        filters = [("tag-key", tags.INSTANCE), ("status", "available"), ("vpc-id", vpc)]
+        filters.append((f"tag:{tags.CLUSTER}", cluster))
+        try:
+            found = list(self._describe(*((name, (value,)) for name, value in filters)))
+        except _Failed as failed:
+            return model.Unknown(str(failed), at)
+        seen = tuple(interfaces.observed(raw, "", self._node) for raw in found)
+        return model.ObservedCloud(at, "ec2", seen)
 
     def apply(self, action: actions.CloudAction, token: str) -> actions.Outcome:
         """Carry it out. `token` makes CreateEni, and no other verb, safe to repeat after a lost reply.
@@ -162,6 +179,12 @@ class Ec2:
             case actions.SetDeleteOnTermination(eni_id, attachment_id):
                 change = {"AttachmentId": attachment_id, "DeleteOnTermination": True}
                 self._call(ACTION[type(action)], NetworkInterfaceId=eni_id, Attachment=change)
+            case actions.SetSecurityGroups(eni_id, groups):
+                self._call(ACTION[type(action)], NetworkInterfaceId=eni_id, Groups=list(groups))
+            case actions.TagEni(eni_id, pairs):
+                self._call(
+                    ACTION[type(action)], Resources=[eni_id], Tags=interfaces.tag_list(pairs)
+                )
             case actions.DetachEni(_, attachment_id):
                 self._gone_is_fine(ACTION[type(action)], AttachmentId=attachment_id)
             case actions.DeleteEni(eni_id):
@@ -193,7 +216,7 @@ class Ec2:
         except _Failed as failed:
             if failed.code != "InvalidNetworkInterface.InUse":
                 raise
-            for raw in self._describe("network-interface-id", (action.eni_id,)):
+            for raw in self._describe(("network-interface-id", (action.eni_id,))):
                 attachment = raw.get("Attachment", {})
                 place = (attachment.get("InstanceId"), attachment.get("DeviceIndex"))
                 if place == (action.instance_id, action.device):
@@ -241,15 +264,15 @@ class Ec2:
         return self._subnets[subnet_id]
 
     def _found(self, name: str, values: tuple[str, ...]) -> dict[str, Json]:
-        return {raw["NetworkInterfaceId"]: raw for raw in self._describe(name, values)}
+        return {raw["NetworkInterfaceId"]: raw for raw in self._describe((name, values))}
 
-    def _describe(self, name: str, values: tuple[str, ...]) -> Iterator[Json]:
-        """All pages of DescribeNetworkInterfaces under one filter."""
+    def _describe(self, *filters: tuple[str, tuple[str, ...]]) -> Iterator[Json]:
+        """All pages of DescribeNetworkInterfaces under these filters."""
         more: Json = {}
         while True:
             page = self._call(
                 "DescribeNetworkInterfaces",
-                Filters=[{"Name": name, "Values": list(values)}],
+                Filters=[{"Name": name, "Values": list(values)} for name, values in filters],
                 MaxResults=PAGE,
                 **more,
             )

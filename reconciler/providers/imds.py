@@ -103,7 +103,7 @@ class Imds:
             card=int(self._get(here + "network-card") or 0),
             kind="efa-only" if only_efa else "interface",
             primary=mac == primary_mac,
-            managed=mac == primary_mac,
+            managed=mac == primary_mac or len(addresses) > 1 or bool(prefixes),
             state="attached",
         )
         return model.ObservedEni(eni, tuple(addresses[1:]), tuple(prefixes))

@@ -7,6 +7,7 @@ the upstream CNI's. Calling EC2 does not belong here.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import Any, Final
 
 from ledger import model
@@ -31,6 +32,8 @@ def observed(raw: Json, subnet_cidr: str, node: model.Node) -> model.ObservedEni
         addresses=tuple(a["PrivateIpAddress"] for a in private if not a.get("Primary")),
         prefixes=tuple(p["Ipv4Prefix"] for p in raw.get("Ipv4Prefixes", ())),
         tags=labels,
+        security_groups=tuple(group["GroupId"] for group in raw.get("Groups", ())),
+        description=raw.get("Description", ""),
     )
 
 
@@ -70,8 +73,6 @@ def _managed(labels: dict[str, str], node: model.Node) -> bool:
 
 def create_parameters(wish: actions.CreateEni, token: str) -> Json:
     """CreateNetworkInterface's parameters; equal arguments give equal ones, or EC2 refuses the token."""
-    labels = {key: _created(value) if key == tags.CREATED else value for key, value in wish.tags}
-    labels[tags.INTENT] = token
     parameters: Json = {
         "SubnetId": wish.subnet_id,
         "Groups": list(wish.security_groups),
@@ -80,7 +81,7 @@ def create_parameters(wish: actions.CreateEni, token: str) -> Json:
         "TagSpecifications": [
             {
                 "ResourceType": "network-interface",
-                "Tags": [{"Key": key, "Value": value} for key, value in labels.items()],
+                "Tags": tag_list((*wish.tags, (tags.INTENT, token))),
             }
         ],
     }
@@ -89,6 +90,14 @@ def create_parameters(wish: actions.CreateEni, token: str) -> Json:
     if wish.prefixes:
         parameters["Ipv4PrefixCount"] = wish.prefixes
     return parameters
+
+
+def tag_list(pairs: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Tags as EC2 takes them; the time of creation as upstream writes it."""
+    return [
+        {"Key": key, "Value": _created(value) if key == tags.CREATED else value}
+        for key, value in pairs
+    ]
 
 
 def _created(milliseconds: str) -> str:

@@ -206,11 +206,11 @@ def test_an_address_that_ec2_does_not_show_serves_nobody_and_is_replaced() -> No
 
 
 def test_foreign_interfaces_and_other_cards_are_never_touched() -> None:
-    """Unmanaged ones, trunks and EFAs take a place and get no call; another card's take none."""
+    """Unmanaged ones, trunks and EFA-only ones take a place and get no call; another card's take none."""
     foreign = [
         eni(1, managed=False, delete_on_termination=False),
         eni(2, kind="trunk", delete_on_termination=False),
-        eni(3, kind="efa", delete_on_termination=False),
+        eni(3, kind="efa-only", delete_on_termination=False),
         eni(4, card=1, device=1, delete_on_termination=False),
     ]
     rows = desired(enis=[eni(0), *foreign], rows=addresses(0, 3, 3))

@@ -80,7 +80,7 @@ def test_every_attached_interface_is_seen_with_its_secondaries(lab: Ec2Lab) -> N
         subnet_cidr="10.0.0.0/24",
         primary_ip=raw["PrivateIpAddress"],
         device=1,
-        managed=False,
+        managed=True,  # where EC2 is never asked: somebody gave it addresses for pods
         state="attached",
     )
     assert expected == second.eni

@@ -78,13 +78,14 @@ def test_the_answer_has_the_order_of_the_question_and_counts_calls_since_the_fir
         "pods": 0,
         "enis": [{"ips": 1, "prefixes": 0}],
         "waiting": 0,
-        "ec2_calls": {"AssignPrivateIpAddresses": 1},
+        "ec2_calls": {"AssignPrivateIpAddresses": 1, "CreateTags": 1},
     }
     assert nine["ec2_calls"] == {
         "AssignPrivateIpAddresses": 7,
         "CreateNetworkInterface": 2,
         "AttachNetworkInterface": 2,
         "ModifyNetworkInterfaceAttribute": 2,
+        "CreateTags": 1,
     }
 
 

@@ -1,0 +1,67 @@
+"""Interfaces that nodes of the cluster left behind: attached to nothing, old enough, and surely the cluster's.
+
+A node cleans up its own; this is for those that can not any more. Looking for them does not belong here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Final
+
+from ledger import model
+from reconciler import settings as knobs
+from reconciler.planner import actions, tags
+
+GRACE_MS: Final = 30 * 60_000
+"""An interface younger than this may still be attached by whoever made it (upstream: five minutes)."""
+DESCRIBED: Final = "aws-K8S-"
+"""How upstream and we begin an interface's description."""
+
+
+def leaked(
+    seen: model.ObservedCloud, node: model.Node, settings: knobs.Settings, now: int
+) -> Iterator[actions.CloudStep]:
+    """Delete what is the cluster's by its tags and description and older than GRACE_MS.
+
+    Its age is what its tag says; one without, or with one that cannot be read, is given a tag and waits
+    (upstream deletes the latter at once). This node's own are the pool's business.
+    """
+    if settings.no_leak_cleanup or settings.no_provisioning or not settings.cluster_name:
+        return
+    for each in seen.enis:
+        if not _is_the_clusters(each, node, settings):
+            continue
+        born = _born(each.tags.get(tags.CREATED, ""))
+        if born is None:
+            action: actions.CloudAction = actions.TagEni(
+                each.eni.eni_id, ((tags.CREATED, str(now)),)
+            )
+            yield actions.CloudStep(action, "tidy", "nothing tells how old it is")
+        elif now - born >= GRACE_MS:
+            cause = f"left behind by {each.tags[tags.INSTANCE]}"
+            yield actions.CloudStep(actions.DeleteEni(each.eni.eni_id), "tidy", cause)
+
+
+def _is_the_clusters(each: model.ObservedEni, node: model.Node, settings: knobs.Settings) -> bool:
+    labels = each.tags
+    return (
+        each.eni.device < 0
+        and each.eni.attachment_id is None
+        and each.eni.kind == "interface"
+        and labels.get(tags.INSTANCE, node.instance_id) != node.instance_id
+        and labels.get(tags.CLUSTER) == settings.cluster_name
+        and labels.get(tags.NO_MANAGE) != "true"
+        and each.description.startswith(DESCRIBED)
+    )
+
+
+def _born(text: str) -> int | None:
+    """Milliseconds since the epoch of an RFC 3339 time; None if it is none."""
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return None
+    return int(moment.timestamp() * 1000)
