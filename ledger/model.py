@@ -320,7 +320,8 @@ class Desired:
 class ObservedEni:
     """An interface as EC2 or IMDS shows it; `addresses` are secondaries, without the primary.
 
-    IMDS shows neither tags nor groups nor the description.
+    IMDS shows neither tags nor groups nor the description. `created_at` is what its tag says, in ms; None
+    if no tag says so, or none that can be read.
     """
 
     eni: Eni
@@ -329,6 +330,7 @@ class ObservedEni:
     tags: dict[str, str] = field(default_factory=dict)
     security_groups: tuple[str, ...] = ()
     description: str = ""
+    created_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

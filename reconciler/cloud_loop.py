@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from ledger import database, model, reads, writes
@@ -37,6 +38,22 @@ IDENTIFY_MS = 30_000
 """How often instance metadata is asked for what may change while we run: networks, security groups."""
 LOOK_IS_FRESH_MS = 60_000
 """How old a look at EC2 may be and still allow something to be given back."""
+
+
+@dataclass(slots=True)
+class _Down:
+    """When somebody who was found down is asked again; 0 while there were answers."""
+
+    until: int = 0
+    _pause: int = DOWN_PAUSE_MS[0]
+
+    def heard(self, answer: object, now: int) -> None:
+        """Keep in step with whether there was an answer."""
+        if isinstance(answer, model.Unknown):
+            self.until = now + self._pause
+            self._pause = min(self._pause * 2, DOWN_PAUSE_MS[1])
+        else:
+            self._pause, self.until = DOWN_PAUSE_MS[0], 0
 
 
 class Heritage(Protocol):
@@ -69,7 +86,7 @@ class CloudLoop:
             self._calls_may_show_until = (reads.last_sent_at(tx) or 0) + writes.ADOPTION_LAG_MS
         self._look_pause, self._look_not_before = LOOK_PAUSE_MS[0], 0
         self._identify_at = 0
-        self._down_pause, self._down_until = DOWN_PAUSE_MS[0], 0
+        self._ec2_down, self._imds_down = _Down(), _Down()
         self._sweep_wanted = False
         self._budget_at: int | None = None
 
@@ -89,7 +106,7 @@ class CloudLoop:
         if clocks.heed(self.ledger, self.clock):
             self._clock_went_back()
         self._settle_unknown()
-        if min(self._look_at, self._down_until or self._look_at) <= self.clock():
+        if min(self._look_at, self._ec2_down.until or self._look_at) <= self.clock():
             self._look_if_affordable()
         plan = self._plan_cloud()
         for _ in range(STEPS_PER_TICK):
@@ -140,18 +157,10 @@ class CloudLoop:
             times = [reads.next_retry_at(tx, now), self._budget_at]
             doubtful = reads.unknown_intents(tx)
         times += [record.due_at(intent) for intent in doubtful]
-        times += [self._down_until, self._look_at, self._identify_at]
+        times += [self._ec2_down.until, self._imds_down.until, self._look_at, self._identify_at]
         if self._look_pause > LOOK_PAUSE_MS[0]:
             times.append(self._look_not_before)
         return min((time for time in times if time is not None and time > now), default=None)
-
-    def _heard(self, answer: object) -> None:
-        """Keep the time for asking again in step with whether there was an answer."""
-        if isinstance(answer, model.Unknown):
-            self._down_until = self.clock() + self._down_pause
-            self._down_pause = min(self._down_pause * 2, DOWN_PAUSE_MS[1])
-        else:
-            self._down_pause, self._down_until = DOWN_PAUSE_MS[0], 0
 
     def _may_look_again(self) -> bool:
         """Look at EC2 unless it was just done in vain; the pause doubles while it stays in vain."""
@@ -173,7 +182,8 @@ class CloudLoop:
     def _clock_went_back(self) -> None:
         """What is kept here of times is forgotten; the ledger has set its own right."""
         self._seen = model.Unknown("the clock was set back since", 0)
-        self._look_not_before = self._down_until = self._look_at = self._identify_at = 0
+        self._ec2_down.until = self._imds_down.until = 0
+        self._look_not_before = self._look_at = self._identify_at = 0
         self.capacity_changed()
 
     def _identified(self) -> bool:
@@ -182,7 +192,7 @@ class CloudLoop:
         if known is not None and not isinstance(self._seen, model.Unknown):
             return True
         node = self.cloud.identify()
-        self._heard(node)
+        self._imds_down.heard(node, self.clock())
         return self._meet(node) or known is not None
 
     def _follow_node(self) -> None:
@@ -217,7 +227,7 @@ class CloudLoop:
         with self.ledger.read() as tx:
             known = reads.desired(tx, self.clock()).enis
         seen = self.cloud.observe("imds" if self.settings.imds_only else "ec2", known=known)
-        self._heard(seen)
+        self._ec2_down.heard(seen, self.clock())
         heritage = self.heritage()
         now = self.clock()
         with self.ledger.write(durable=True) as tx:

@@ -5,7 +5,6 @@ A node cleans up its own; this is for those that can not any more. Looking for t
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from typing import Final
 
@@ -32,13 +31,12 @@ def leaked(
     for each in seen.enis:
         if not _is_the_clusters(each, node, settings):
             continue
-        born = _born(each.tags.get(tags.CREATED, ""))
-        if born is None:
+        if each.created_at is None:
             action: actions.CloudAction = actions.TagEni(
                 each.eni.eni_id, ((tags.CREATED, str(now)),)
             )
             yield actions.CloudStep(action, "tidy", "nothing tells how old it is")
-        elif now - born >= GRACE_MS:
+        elif now - each.created_at >= GRACE_MS:
             cause = f"left behind by {each.tags[tags.INSTANCE]}"
             yield actions.CloudStep(actions.DeleteEni(each.eni.eni_id), "tidy", cause)
 
@@ -54,14 +52,3 @@ def _is_the_clusters(each: model.ObservedEni, node: model.Node, settings: knobs.
         and labels.get(tags.NO_MANAGE) != "true"
         and each.description.startswith(DESCRIBED)
     )
-
-
-def _born(text: str) -> int | None:
-    """Milliseconds since the epoch of an RFC 3339 time; None if it is none."""
-    try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        return None
-    return int(moment.timestamp() * 1000)

@@ -34,6 +34,7 @@ def observed(raw: Json, subnet_cidr: str, node: model.Node) -> model.ObservedEni
         tags=labels,
         security_groups=tuple(group["GroupId"] for group in raw.get("Groups", ())),
         description=raw.get("Description", ""),
+        created_at=_born(labels.get(tags.CREATED, "")),
     )
 
 
@@ -105,3 +106,12 @@ def _created(milliseconds: str) -> str:
     return dt.datetime.fromtimestamp(int(milliseconds) // 1000, dt.UTC).strftime(
         "%Y-%m-%dT%H:%M:%SZ"
     )
+
+
+def _born(text: str) -> int | None:
+    """Milliseconds since the epoch of an RFC 3339 time; None if it is none."""
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if moment.tzinfo is None else int(moment.timestamp() * 1000)

@@ -164,6 +164,7 @@ def test_what_a_node_that_is_gone_left_behind_is_swept_and_a_look_alike_is_not(l
         lone(**{NO_MANAGE: "true"}),
         lone(**{"node.k8s.amazonaws.com/createdAt": "2999-01-01T00:00:00Z"}),
     ]
+    ageless = lone(**{"node.k8s.amazonaws.com/createdAt": "yesterday"})
     with lab.cloud.lock:  # the first try is throttled for longer than a call is repeated
         lab.front.faults.add(op="DeleteNetworkInterface", error="RequestLimitExceeded", times=3)
     lab.start(WARM_IP_TARGET="1", CLUSTER_NAME="blue", VPCLEDGER_SWEEP_INTERVAL="1")
@@ -175,6 +176,8 @@ def test_what_a_node_that_is_gone_left_behind_is_swept_and_a_look_alike_is_not(l
     live.until(lambda: leaked not in there(), "the leaked interface is gone")
     assert set(alike) <= there()
     assert all(named(lab, eni) == [] for eni in alike)
+    live.until(lambda: named(lab, ageless) == ["CreateTags"], "it is given an age and waits")
+    assert ageless in there()
 
 
 def test_without_provisioning_ec2_is_only_looked_at(lab: Lab) -> None:
