@@ -16,6 +16,7 @@ from reconciler.planner import actions
 from reconciler.providers import channel, rtnetlink
 from reconciler.providers.netlink import Message, Refusal
 
+_PLACES: tuple[model.Where, ...] = ("host", "pod")
 _THERE = frozenset({"EEXIST"})
 _GONE = frozenset({"ENOENT", "ESRCH", "ENODEV", "EADDRNOTAVAIL", "ENXIO"})
 _TAKEN = frozenset({"EEXIST", "EBUSY"})  # a name or an index, at this end or at the other
@@ -35,6 +36,8 @@ class Batch:
 
     def carry_out(self, steps: Sequence[actions.KernelAction]) -> list[actions.Outcome]:
         """What became of each step, in order; no step stops another."""
+        if self._pod is not None and _is_one_pod(steps):
+            return self._wire(steps)
         outcomes: list[actions.Outcome] = []
         for (what, verb), run in itertools.groupby(steps, key=_kind):
             if what != "link":
@@ -46,6 +49,42 @@ class Batch:
             else:
                 outcomes += self._remove_links(list(run))
         return outcomes
+
+    # ------------------------------------------------------------------ a pod
+
+    def _wire(self, steps: Sequence[actions.KernelAction]) -> list[actions.Outcome]:
+        """A pod's link and all that depends on it, in three sends.
+
+        The pair is made with the host's end up, and the pod's end is raised right after: while one end
+        is up alone, the kernel's work queue waits a grace period for it with the lock that we need next.
+        Nothing else is in the first send, for what follows a refusal would hit another's link.
+        """
+        assert self._pod is not None
+        first, rest = steps[0], steps[1:]
+        link = first.thing
+        assert isinstance(link, model.Link)
+        refused = self._create(link, link.index)
+        if refused is not None:
+            outcome = self._put_link(first)
+            if outcome.error:
+                return [outcome, *(_outcome(step, _no_link(link.name)) for step in rest)]
+            return [outcome, *self.carry_out(rest)]
+        index = self._indexes["host", link.name] = link.index
+        self._indexes["pod", link.peer] = index + 1
+        parts = {where: [s for s in rest if _where(s.thing) == where] for where in _PLACES}
+        inside, (raised,) = self._send(
+            self._pod, parts["pod"], [rtnetlink.set_link(index + 1, up=True)]
+        )
+        outside, (marked, read) = self._send(
+            self._host,
+            parts["host"],
+            [rtnetlink.set_link(index, up=True, alias=link.alias), rtnetlink.find_link(link.name)],
+        )
+        refused = raised.refusal or marked.refusal or self._overrule(link, index, read)
+        if refused is not None:
+            self._one(self._host, rtnetlink.remove_link(index))
+        done = {"pod": iter(inside), "host": iter(outside)}
+        return [_outcome(first, refused), *(next(done[_where(step.thing)]) for step in rest)]
 
     # ------------------------------------------------------------------ links
 
@@ -90,8 +129,11 @@ class Batch:
                 rtnetlink.find_link(link.name),
             ]
         )
-        if raised.refusal is not None or read.refusal is not None:
-            return raised.refusal or read.refusal
+        return raised.refusal or self._overrule(link, index, read)
+
+    def _overrule(self, link: model.Link, index: int, read: channel.Answer) -> Refusal | None:
+        if read.refusal is not None:
+            return read.refusal
         (found,) = rtnetlink.links([read.data])
         given = _unlike(link, found.link)
         if not given:
@@ -201,27 +243,35 @@ class Batch:
         """Objects of one namespace in one send."""
         where = _where(steps[0].thing)
         at = self._host if where == "host" else self._pod
-        put = isinstance(steps[0], actions.Put)
         if at is None:  # what is inside a pod goes with its link
+            put = isinstance(steps[0], actions.Put)
             return [_outcome(step, _NO_POD if put else None) for step in steps]
+        return self._send(at, steps, [])[0]
+
+    def _send(
+        self, at: channel.Channel, steps: Sequence[actions.KernelAction], first: list[Message]
+    ) -> tuple[list[actions.Outcome], list[channel.Answer]]:
+        """Steps of one kind in one send, behind these messages; the answers to those come second."""
         refusals: list[Refusal | None] = []
-        messages: list[Message] = []
+        messages = list(first)
         sent: list[int] = []
         for step in steps:
-            message = self._message(step.thing, put=put)
+            message = self._message(step.thing, put=isinstance(step, actions.Put))
             if isinstance(message, Refusal):
                 refusals.append(message)
             else:
                 sent.append(len(refusals))
                 refusals.append(None)
                 messages.append(message)
-        for nth, answer in zip(sent, at.ask(messages) if messages else (), strict=True):
+        answers = at.ask(messages) if messages else []
+        for nth, answer in zip(sent, answers[len(first) :], strict=True):
             refusals[nth] = answer.refusal
-        harmless = _THERE if put else _GONE
-        return [
-            _outcome(step, None if refused is not None and refused.code in harmless else refused)
-            for step, refused in zip(steps, refusals, strict=True)
-        ]
+        outcomes = []
+        for step, refused in zip(steps, refusals, strict=True):
+            harmless = _THERE if isinstance(step, actions.Put) else _GONE
+            no = None if refused is not None and refused.code in harmless else refused
+            outcomes.append(_outcome(step, no))
+        return outcomes, answers[: len(first)]
 
     def _message(self, thing: model.KernelObject, *, put: bool) -> Message | Refusal:
         if isinstance(thing, model.Rule):
@@ -264,6 +314,19 @@ def _kind(step: actions.KernelAction) -> tuple[str, str]:
     """Steps of one kind in a row are carried out together."""
     verb = type(step).__name__.lower()
     return ("link" if isinstance(step.thing, model.Link) else _where(step.thing), verb)
+
+
+def _is_one_pod(steps: Sequence[actions.KernelAction]) -> bool:
+    """A veth pair to be made, and after it only what depends on it."""
+    if not (steps and all(isinstance(step, actions.Put) for step in steps)):
+        return False
+    link = steps[0].thing
+    return (
+        isinstance(link, model.Link)
+        and link.kind == "veth"
+        and bool(link.peer)
+        and not any(isinstance(step.thing, model.Link) for step in steps[1:])
+    )
 
 
 def _where(thing: model.KernelObject) -> model.Where:

@@ -89,13 +89,16 @@ def _network(cidr: str) -> tuple[bytes, int]:
 
 
 def create_veth(link: model.Link, index: int, netns_fd: int) -> Message:
-    """A pair: this end `index` here, the peer `index + 1` in the namespace behind `netns_fd`; both down."""
+    """A pair: this end `index` here and up, the peer `index + 1` in the namespace behind `netns_fd`.
+
+    The peer comes down: made up together with this end the kernel refuses it (ENOTCONN).
+    """
     peer = _LINK.pack(0, 0, index + 1, 0, 0) + _end(link.peer, link.peer_mac, link.mtu)
     peer += netlink.u32(_L_NETNS_FD, netns_fd)
     info = netlink.nested(
         _L_INFO, _VETH, netlink.nested(_I_DATA, netlink.attribute(_V_PEER | netlink.NESTED, peer))
     )
-    body = _LINK.pack(0, 0, index, 0, 0) + _end(link.name, link.mac, link.mtu) + info
+    body = _LINK.pack(0, 0, index, _UP, _UP) + _end(link.name, link.mac, link.mtu) + info
     return Message(NEWLINK, netlink.ACK | netlink.CREATE | netlink.EXCL, body)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.lab import spaces
 
 PTP = nodes.PLUGINS / "ptp"
 MTU = 9001
+_GONE_S = 5.0
 
 
 class Plugin:
@@ -71,14 +73,25 @@ class Plugin:
         self.nothing_left()
 
     def nothing_left(self) -> None:
-        """No link of a pod at either end, no rule of ours: BenchError if there is."""
-        for where in (self.host, *self.pods):
-            left = where.command("ip", "-o", "link", "show", "type", "veth").splitlines()
-            if left := [line for line in left if "@" in line and "eth" not in line.split("@")[0]]:
-                raise BenchError(f"{self.name}: {len(left)} links are left, such as {left[0]}")
+        """No link of a pod at either end, no rule of ours: BenchError if there still is after a while.
+
+        Ours removes links behind the reply, so they are looked for until a deadline.
+        """
+        deadline = time.monotonic() + _GONE_S
+        while left := self._left():
+            if time.monotonic() > deadline:
+                raise BenchError(f"{self.name}: {len(left)} are left, such as {left[0]}")
+            time.sleep(0.01)
+
+    def _left(self) -> list[str]:
+        links = [
+            line
+            for where in (self.host, *self.pods)
+            for line in where.command("ip", "-o", "link", "show", "type", "veth").splitlines()
+            if "@" in line and "eth" not in line.split("@")[0]
+        ]
         rules = self.host.command("ip", "rule").splitlines()
-        if left := [line for line in rules if line.startswith(("512:", "1536:"))]:
-            raise BenchError(f"{self.name}: {len(left)} rules are left, such as {left[0]}")
+        return links + [line for line in rules if line.startswith(("512:", "1536:"))]
 
     def close(self) -> None:
         """End the stopwatch and the pods' namespaces; the host's stays its owner's."""
