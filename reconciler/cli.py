@@ -1,4 +1,4 @@
-"""The command line: `vpcledger daemon`, `install`, `whatif`, and questions to a ledger, live or copied.
+"""The command line: the daemon, what is done to a node, and questions to a ledger, live or copied.
 
 Questions open the file read-only and never disturb the daemon. Each has `--json`; a table otherwise.
 What the answers mean is documented in deploy/docs; how they are found is the ledger's business.
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ledger import database, migrate, model, reads
+from ledger import database, integrity, migrate, model, reads
 from reconciler import errors
 from reconciler import settings as knobs
 from reconciler.planner import limits
@@ -69,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     sql = _question(commands, "sql", "ask the ledger in SQL, read-only", _sql)
     sql.add_argument("statement", help="one SELECT; the public views start with v_")
     sql.add_argument("--limit", type=int, default=1000, help="most rows to print")
+    sound = _question(commands, "integrity", "is the ledger's file sound", _integrity)
+    sound.add_argument("--quick", action="store_true", help="pages only, as at a daemon's start")
+    backup = commands.add_parser(
+        "backup", help="copy the ledger into one file, also while it is written"
+    )
+    backup.add_argument("to", type=Path, metavar="FILE", help="the copy; replaced when it is whole")
+    backup.add_argument("--ledger", type=Path, help="a ledger file (default: this node's)")
+    backup.set_defaults(run=_backup)
     _whatif_parser(commands)
     shadow = commands.add_parser(
         "shadow", help="what a takeover of this node would do; does nothing"
@@ -175,6 +183,29 @@ def _show(arguments: argparse.Namespace, settings: knobs.Settings, _: object) ->
 def _sql(arguments: argparse.Namespace, settings: knobs.Settings, _: object) -> int:
     with _open(arguments, settings) as book, book.read() as tx:
         _print(reads.query(tx, arguments.statement, limit=arguments.limit), arguments.json)
+    return 0
+
+
+def _integrity(arguments: argparse.Namespace, settings: knobs.Settings, _: object) -> int:
+    path = arguments.ledger or Path(settings.ledger_path)
+    found = integrity.quick_check(path) if arguments.quick else integrity.check(path)
+    sound = found == integrity.SOUND
+    if arguments.json:
+        print(json.dumps({"sound": sound, "text": found}, indent=2))
+    else:
+        print(found)
+    return 0 if sound else 1
+
+
+def _backup(arguments: argparse.Namespace, settings: knobs.Settings, _: object) -> int:
+    source = (arguments.ledger or Path(settings.ledger_path)).resolve()
+    to = arguments.to.resolve()
+    if to in {source.with_name(source.name + suffix) for suffix in integrity.FAMILY}:
+        raise errors.Refused(
+            "bad_setting", f"{arguments.to} is the ledger itself; name another file"
+        )
+    with database.Ledger.open(source, read_only=True) as book:
+        book.backup(to)
     return 0
 
 

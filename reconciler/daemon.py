@@ -21,7 +21,7 @@ from pathlib import Path
 
 from apscheduler.schedulers import background
 
-from ledger import database, migrate, model, reads, writes
+from ledger import database, integrity, migrate, model, reads, writes
 from reconciler import (
     cloud,
     cloud_loop,
@@ -68,6 +68,9 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     inheritance = upstream.observe(settings.checkpoint, settings.cni_cache_dir)  # root's files
     privileges.become(settings.uid)
     logs.start(settings.log_level, settings.log_file)
+    aside = integrity.make_sound(Path(settings.ledger_path))
+    if aside is not None:
+        log.error("the ledger was damaged and lies at %s now; a new one begins", aside)
     migrate.bring_to_head(Path(settings.ledger_path))
     with database.Ledger.open(Path(settings.ledger_path)) as book:
         with book.write() as tx:
@@ -196,6 +199,7 @@ class Daemon:
 
     def start(self) -> None:
         """Recover, open the door, then start everything that may be slow or down."""
+        recovery.tell_of_damage(self.ledger, clock)
         recovery.first_minute(
             self.ledger, self.loop, self.boot_id, Path(self.settings.spool_dir), clock
         )
@@ -263,6 +267,7 @@ class Daemon:
 
     def _tick_tidy(self) -> int | None:
         self.server.run(self._take_spool_in)
+        recovery.tell_of_damage(self.ledger, clock)
         with self.ledger.write() as tx:
             writes.prune(tx, clock())
         self.ledger.checkpoint()

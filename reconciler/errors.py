@@ -38,6 +38,8 @@ REASONS: dict[str, str] = {
     " Addresses that its pods show in the kernel are kept from other pods all the same.",
     "checkpoint_unwritable": "The VPC CNI's checkpoint could not be written; without it that CNI could"
     " not take this node back. Check the folder's permissions and space.",
+    "ledger_damaged": "A damaged ledger was set aside at a start and a new one begun; keep the file for an"
+    " inquiry or remove it, and look at the disk.",
     "kernel_unreadable": "The kernel's tables could not be read; they are read again at the next look.",
     "nat_failed": "Our nftables table could not be read or replaced; the text is the kernel's. It is tried"
     " again at the next look; until then pods' way off the VPC is as it was.",

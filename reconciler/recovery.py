@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cni import spool
-from ledger import database, model, reads, writes
+from ledger import database, integrity, model, reads, writes
 from reconciler import clock as clocks
 from reconciler import errors
 from reconciler import loop as loops
@@ -38,6 +38,18 @@ def first_minute(
     _finish_interrupted(ledger, loop, boot_id, clock)
     take_spool_in(ledger, loop, spool_dir, clock)
     loop.tick()
+
+
+def tell_of_damage(ledger: database.Ledger, clock: Callable[[], int]) -> None:
+    """A finding for each damaged ledger that was set aside, until somebody has taken it away."""
+    there = {path.name: path for path in integrity.lying_aside(ledger.path)}
+    with ledger.write() as tx:
+        for name, path in there.items():
+            text = f"it lies at {path}; what it knew came from kernel, EC2 and the checkpoint"
+            writes.open_finding(tx, "ledger_damaged", name, text, clock())
+        for code, subject in reads.open_findings(tx):
+            if code == "ledger_damaged" and subject not in there:
+                writes.close_finding(tx, code, subject, clock())
 
 
 def _unwire_enis(tx: database.Write, now: int) -> None:

@@ -19,6 +19,7 @@ _requests, _calls, _findings = schema.cni_requests, schema.api_calls, schema.fin
 
 SEVERITY = {
     "gc_disagrees": "info",
+    "ledger_damaged": "warning",
     "growing": "info",
     "throttled": "info",
     "spool_unreadable": "warning",

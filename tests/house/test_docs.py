@@ -42,7 +42,7 @@ def help_of(*command: str) -> str:
 
 def commands() -> list[str]:
     """The subcommands as `vpcledger --help` lists them."""
-    listed = re.findall(r"^    ([a-z]+) +[a-z]", help_of(), re.MULTILINE)
+    listed = re.findall(r"^    ([a-z]+)(?: +|\n +)[a-z]", help_of(), re.MULTILINE)
     assert listed, help_of()
     return listed
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,98 @@ def test_a_ledger_that_is_being_written_is_not_set_aside(path: Path) -> None:
     with database.Ledger.open(path), pytest.raises(errors.Locked):
         integrity.set_aside(path)
     assert path.exists()
+
+
+def test_a_sound_ledger_stays_where_it_is(path: Path) -> None:
+    """Also one whose writer was killed: its -wal is there, its -shm may not be."""
+    ledger = database.Ledger.open(path)
+    with ledger.write() as tx:
+        writes.note_late_delete(tx, "c1", "eth0", 1)
+    killed = path.with_name("killed.db")
+    for suffix in ("", "-wal"):
+        killed.with_name(killed.name + suffix).write_bytes(
+            path.with_name(path.name + suffix).read_bytes()
+        )
+    ledger.close()
+
+    assert integrity.make_sound(killed) is None
+    with database.Ledger.open(killed) as opened, opened.read() as look:
+        assert reads.late_delete(look, "c1", "eth0") == 1
+
+
+def test_no_ledger_is_no_damage(tmp_path: Path) -> None:
+    assert integrity.make_sound(tmp_path / "none.db") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_ledger_is_set_aside_at_the_start_and_told_of(path: Path) -> None:
+    damage(path)
+    aside = integrity.make_sound(path)
+    assert aside is not None
+    assert not path.exists()
+    assert integrity.lying_aside(path) == (aside,)
+
+
+def test_rubbish_is_damage(path: Path) -> None:
+    path.write_bytes(b"rubbish" * 4096)
+    assert integrity.make_sound(path) is not None
+
+
+def test_a_file_cut_short_is_damage(path: Path) -> None:
+    with database.Ledger.open(path) as ledger:
+        node.add_eni(ledger, 1, 200)
+    os.truncate(path, path.stat().st_size // 2 // 4096 * 4096)
+    assert integrity.make_sound(path) is not None
+
+
+def test_a_file_that_may_not_be_read_is_not_damage(path: Path) -> None:
+    """A folder in its place cannot be opened; setting that aside would hide what is wrong."""
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(sqlite3.OperationalError):
+        integrity.make_sound(path)
+    assert path.is_dir()
+
+
+def test_a_newer_schema_is_left_to_the_byte(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+        raw.commit()
+    before = path.read_bytes()
+    assert integrity.make_sound(path) is None
+    with pytest.raises(errors.NewerSchema):
+        migrate.bring_to_head(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [0, 20, 32, 5_000, 0.5, 0.9])
+def test_a_wal_cut_short_loses_the_end_and_nothing_else(path: Path, cut: float) -> None:
+    """Also an empty or a missing one: what is left is what was true at some commit."""
+    ledger = database.Ledger.open(path)
+    for moment in range(50):
+        with ledger.write() as tx:
+            writes.note_late_delete(tx, f"c{moment}", "eth0", moment)
+    torn = path.with_name("torn.db")
+    torn.write_bytes(path.read_bytes())
+    wal = path.with_name(path.name + "-wal").read_bytes()
+    ledger.close()
+    left = wal[: int(cut * len(wal)) if 0 < cut < 1 else int(cut)]
+    torn.with_name("torn.db-wal").write_bytes(left)
+
+    assert integrity.make_sound(torn) is None
+    assert integrity.check(torn) == integrity.SOUND
+    with database.Ledger.open(torn) as opened, opened.read() as look:
+        rows = look.dicts("SELECT at FROM late_deletes ORDER BY at", {})
+    assert [row["at"] for row in rows] == list(range(len(rows)))
+    assert len(rows) < 50
+
+
+def test_the_thorough_check_finds_an_index_that_lies_and_a_reference_to_nothing(path: Path) -> None:
+    with database.Ledger.open(path) as ledger:
+        node.add_eni(ledger, 1, 3)
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("DROP TRIGGER leased_eni_is_never_removed")
+        raw.execute("DELETE FROM enis")
+        raw.commit()
+    assert integrity.quick_check(path) == integrity.SOUND
+    assert "references lead nowhere" in integrity.check(path)

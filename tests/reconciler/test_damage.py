@@ -1,0 +1,63 @@
+"""A node whose ledger is damaged while the daemon is down: pods live on, and nobody gets their addresses.
+
+What SQLite makes of a damaged file is shown in tests/ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.lab import spaces
+from tests.lab.whole import Lab
+from tests.reconciler import live
+from tests.reconciler.live import findings, rows, until
+
+pytestmark = pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing()))
+
+
+def test_a_damaged_ledger_is_rebuilt_with_pods_alive(lab: Lab, tmp_path: Path) -> None:
+    lab.start()
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    pods = kubelet.start_all(f"web-{n}" for n in range(6))
+    live.settle(node)
+    held = {pod.container: pod.address for pod in pods}
+    copy = tmp_path / "copy.db"
+    assert node.product("backup", str(copy)).returncode == 0
+    assert node.stop_daemon() == 0
+    with node.ledger.open("r+b") as raw:
+        raw.seek(4096 * 2)
+        raw.write(b"\xa5" * 4096 * 20)
+    assert node.product("integrity").returncode == 1
+
+    node.start_daemon()
+
+    until(lambda: rows(node, "SELECT 1 FROM v_pods"), "the rebuilt leases")
+    assert "ledger_damaged" in findings(node)
+    rebuilt = rows(node, "SELECT container_id, address FROM v_leases WHERE ended_at IS NULL")
+    assert {row["container_id"]: row["address"] for row in rebuilt} == held
+    fresh = kubelet.start("fresh")
+    assert fresh.address not in held.values()
+    assert all(pod.ping(node.address) for pod in (*pods, fresh))
+    kubelet.stop_all(pods)
+    (aside,) = node.state.glob("*.damaged")
+    assert node.product("integrity", "--ledger", str(aside), "--quick").returncode == 1
+    sound = node.product("integrity", "--ledger", str(copy), "--json")
+    assert json.loads(sound.stdout) == {"sound": True, "text": "ok"}
+    for part in node.state.glob("*.damaged*"):
+        part.unlink()
+    assert node.stop_daemon() == 0
+    node.start_daemon()
+    until(lambda: "ledger_damaged" not in findings(node), "the finding's end")
+
+
+def test_a_backup_is_never_written_over_the_ledger(lab: Lab) -> None:
+    lab.start()
+    node = lab.nodes[0]
+    for name in ("ledger.db", "ledger.db-wal"):
+        refused = node.product("backup", str(node.state / name))
+        assert refused.returncode == 1
+        assert "is the ledger itself" in refused.stderr
+    assert node.product("integrity").stdout == "ok\n"
