@@ -13,8 +13,9 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from cni import result, spec, wire
 from ledger import database, model, reads, writes
@@ -26,6 +27,14 @@ from reconciler.planner import actions, wiring
 from reconciler.providers import kernel
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a transaction made of an ADD: its wiring if it has an address, and whose link goes for it."""
+
+    wiring: wiring.PodWiring | None
+    unplugged: tuple[model.Installed, ...]
 
 
 @dataclass(slots=True)
@@ -53,11 +62,13 @@ class Verbs:
         )
 
     def handle(self, batch: list[calls.Call]) -> None:
-        """Serve whatever is ready, in order of arrival; deletions that follow each other together."""
-        for is_deletion, run in itertools.groupby(batch, key=_is_deletion):
+        """Serve whatever is ready, in order of arrival; equal verbs that follow each other together."""
+        for verb, run in itertools.groupby(batch, key=_verb_of):
             read = [job for call in run if (job := self._read(call)) is not None]
-            if is_deletion:
+            if verb == "DEL":
                 self._delete_all(read)
+            elif verb == "ADD":
+                self.add(read)
             else:
                 for job in read:
                     self._guarded(job, self._verb(job.asked.verb))
@@ -72,14 +83,16 @@ class Verbs:
 
     def _verb(self, name: str) -> Callable[[jobs.Job], None]:
         return {
-            "ADD": self.add,
             "CHECK": self.questions.check,
             "GC": self.questions.collect,
             "STATUS": self.questions.status,
         }[name]
 
-    def _guarded(self, job: jobs.Job, verb: Callable[[jobs.Job], None]) -> None:
-        """Whatever goes wrong with one call is that call's refusal, and harms none beside it."""
+    def _guarded(self, job: jobs.Job, verb: Callable[[jobs.Job], None]) -> bool:
+        """Whatever goes wrong with one call is that call's refusal, and harms none beside it.
+
+        True if nothing did.
+        """
         try:
             verb(job)
         except errors.VpcledgerError as refused:
@@ -89,51 +102,80 @@ class Verbs:
         except Exception as unforeseen:
             log.exception("%s of %s", job.asked.verb, job.asked.container_id)
             self._refuse(job, errors.Bug("internal", f"{type(unforeseen).__name__}: {unforeseen}"))
+        else:
+            return True
+        return False
 
     def _refuse(self, job: jobs.Job, why: errors.VpcledgerError) -> None:
         jobs.refuse(self.ledger, job, why, self.clock())
 
     # ------------------------------------------------------------------ ADD
 
-    def add(self, job: jobs.Job) -> None:
-        """Claim an address, write what the kernel shall hold, make it so, say so."""
+    def add(self, batch: list[jobs.Job]) -> None:
+        """Claim addresses, write what the kernel shall hold, make it so, say so: two commits for all."""
+        claimed: list[tuple[jobs.Job, Claim]] = []
+        welcome = [job for job in batch if self._guarded(job, self._examine)]
+        try:
+            with self.ledger.write() as tx:
+                claimed = [(job, self._claim(tx, job, self.clock())) for job in welcome]
+        except Exception as failed:  # noqa: BLE001 - it is some call's refusal, see below
+            if len(welcome) == 1:
+                self._guarded(welcome[0], partial(_raise, failed))
+            else:  # one of them may be to blame: each for itself
+                for job in welcome:
+                    self.add([job])
+            return
+        wired = []
+        for job, claim in claimed:
+            served = self._guarded(job, partial(self._serve, claim))
+            if served and claim.wiring is not None:
+                wired.append((job, claim.wiring))
+        self._answer(wired)
+
+    def _examine(self, job: jobs.Job) -> None:
+        """Is there a namespace to be wired, and not the node's own?"""
         if job.pod is None:
             code = job.call.request.netns_errno
             why = os.strerror(code) if code else "the launcher handed over no namespace"
             raise errors.BadNamespace("netns_missing", f"CNI_NETNS={job.asked.netns}: {why}")
         if os.path.sameopenfile(job.pod.netns_fd, self.own_netns):
             raise errors.BadNamespace("netns_is_host", f"CNI_NETNS={job.asked.netns}")
-        asked, now = job.asked, self.clock()
+
+    def _claim(self, tx: database.Write, job: jobs.Job, now: int) -> Claim:
+        asked = job.asked
         namespace, name = asked.pod
-        with self.ledger.write() as tx:
-            lease = writes.claim(
-                tx,
-                container_id=asked.container_id,
-                ifname=asked.ifname,
-                network=asked.config.name,
-                netns=asked.netns,
-                pod_namespace=namespace,
-                pod_name=name,
-                pod_uid=asked.pod_uid,
-                boot_id=self.boot_id,
-                host_ifname=self._host_ifname(asked),
-                host_mac=random_mac(),
-                prefixes=self.settings.prefix_delegation,
-                now=now,
-            )
-            job.lease = lease
-            unplugged: list[model.Installed] = []
-            wired = None
-            if lease.address is not None:
-                for namesake in reads.namesakes(tx, lease.host_ifname, lease.id):
-                    unplugged += self._unplug(tx, namesake, now)
-                wired = questions.wiring_of(tx, lease, self.settings)
-                writes.plan_installed(tx, "lease", str(lease.id), wired.host, now)
-        if wired is None:
+        lease = writes.claim(
+            tx,
+            container_id=asked.container_id,
+            ifname=asked.ifname,
+            network=asked.config.name,
+            netns=asked.netns,
+            pod_namespace=namespace,
+            pod_name=name,
+            pod_uid=asked.pod_uid,
+            boot_id=self.boot_id,
+            host_ifname=self._host_ifname(asked),
+            host_mac=random_mac(),
+            prefixes=self.settings.prefix_delegation,
+            now=now,
+        )
+        job.lease = lease
+        if lease.address is None:
+            return Claim(None, ())
+        unplugged: list[model.Installed] = []
+        for namesake in reads.namesakes(tx, lease.host_ifname, lease.id):
+            unplugged += self._unplug(tx, namesake, now)
+        wired = questions.wiring_of(tx, lease, self.settings)
+        writes.plan_installed(tx, "lease", str(lease.id), wired.host, now)
+        return Claim(wired, tuple(unplugged))
+
+    def _serve(self, claim: Claim, job: jobs.Job) -> None:
+        """What follows the claim: the kernel's part, or the wait for an address."""
+        if claim.wiring is None:
             self._wait(job)
             return
-        self._take_away(unplugged)
-        self._wire(job, wired)
+        self._take_away(claim.unplugged)
+        self._wire(job, claim.wiring)
 
     def _unplug(self, tx: database.Write, lease_id: int, now: int) -> tuple[model.Installed, ...]:
         """Give the link's name of a pod's last sandbox to the one that has it now.
@@ -145,7 +187,7 @@ class Verbs:
         writes.mark_owner_removing(tx, "lease", str(lease_id), now)
         return rows
 
-    def _take_away(self, rows: list[model.Installed]) -> None:
+    def _take_away(self, rows: Sequence[model.Installed]) -> None:
         owned: dict[int, list[model.KernelObject]] = {}
         for row in rows:
             owned.setdefault(int(row.owner), []).append(row.thing)
@@ -182,14 +224,28 @@ class Verbs:
             first = failed[0]
             reason = "ifname_taken" if first.result.get("where") == "pod" else "kernel_error"
             raise errors.TryLater(reason, f"{first.error}: {first.text}")
-        answer = result.render(pod_result(lease, wired), job.asked.config.cni_version)
-        with self.ledger.write() as tx:
-            writes.activate(tx, lease.id, now)
-            writes.mark_owner_installed(tx, "lease", str(lease.id), now)
-            jobs.record(tx, job, now)
-        asked_for = (*wired.sysctls, *self.loop.left_to_launcher())
-        sysctls = tuple(wire.Sysctl(s.where, s.path, s.value) for s in asked_for)
-        job.call.answer(wire.Reply(0, answer, sysctls))
+
+    def _answer(self, wired: list[tuple[jobs.Job, wiring.PodWiring]]) -> None:
+        """Their leases are active from the commit on, and then they are told."""
+        if not wired:
+            return
+        try:
+            with self.ledger.write() as tx:
+                for job, _ in wired:
+                    assert job.lease is not None
+                    writes.activate(tx, job.lease.id, self.clock())
+                    writes.mark_owner_installed(tx, "lease", str(job.lease.id), self.clock())
+                    jobs.record(tx, job, self.clock())
+        except database.Failure as failed:
+            for job, _ in wired:
+                self._refuse(job, errors.TryLater("ledger_error", str(failed)))
+            return
+        left = self.loop.left_to_launcher()
+        for job, made in wired:
+            assert job.lease is not None
+            answer = result.render(pod_result(job.lease, made), job.asked.config.cni_version)
+            sysctls = tuple(wire.Sysctl(s.where, s.path, s.value) for s in (*made.sysctls, *left))
+            job.call.answer(wire.Reply(0, answer, sysctls))
         self.ring_cloud(False)
 
     def _wait(self, job: jobs.Job) -> None:
@@ -210,7 +266,8 @@ class Verbs:
         """Serve the held calls again, oldest first: capacity changed or somebody's time is up."""
         held, self.waiting = self.waiting, {}
         for job in held.values():
-            self._guarded(job, self._add_again)
+            if self._guarded(job, self._still_open):
+                self.add([job])
 
     def release_waiting(self) -> None:
         """Refuse the held calls: the daemon is being stopped."""
@@ -218,12 +275,11 @@ class Verbs:
         for job in held.values():
             self._refuse(job, errors.TryLater("stopping"))
 
-    def _add_again(self, job: jobs.Job) -> None:
+    def _still_open(self, job: jobs.Job) -> None:
         with self.ledger.read() as tx:
             lease = reads.open_lease(tx, job.asked.container_id, job.asked.ifname)
         if lease is None:
             raise errors.TryLater("gave_up_waiting")
-        self.add(job)
 
     # ------------------------------------------------------------------ DEL
 
@@ -285,8 +341,12 @@ class Verbs:
         return wiring.host_ifname(self.settings.veth_prefix, namespace, name)
 
 
-def _is_deletion(call: calls.Call) -> bool:
-    return call.request.env.get("CNI_COMMAND") == "DEL"
+def _raise(failed: Exception, _: jobs.Job) -> None:
+    raise failed
+
+
+def _verb_of(call: calls.Call) -> str:
+    return call.request.env.get("CNI_COMMAND", "")
 
 
 def _handles(batch: list[jobs.Job]) -> dict[int, kernel.PodHandle]:

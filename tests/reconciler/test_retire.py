@@ -19,7 +19,7 @@ from reconciler import recovery
 from tests.lab import spaces
 from tests.reconciler.door import Door, Pod
 
-pytestmark = pytest.mark.skipif(not spaces.inside(), reason=str(spaces.missing()))
+pytestmark = pytest.mark.netns
 
 REMOVING = "SELECT key, owner FROM v_objects WHERE state = 'removing'"
 

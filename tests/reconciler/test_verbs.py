@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ledger import model, writes
+from reconciler.planner import wiring
 from tests.reconciler.door import NODE, Door
 
 pytestmark = pytest.mark.netns
@@ -348,3 +349,31 @@ def test_the_result_is_in_the_callers_version(door: Door, version: str) -> None:
 
     assert answer.said["cniVersion"] == version
     assert ("version" in answer.said["ips"][0]) == (version < "1.0.0")
+
+
+def test_additions_that_come_together_are_two_commits(door: Door) -> None:
+    pods = [door.pod() for _ in range(4)]
+    before = door.ledger.revision()
+
+    door.together("ADD", pods)
+
+    assert door.ledger.revision() == before + 2
+    assert [answer.status for answer in door.replies] == [0] * 4
+    assert len({answer.said["ips"][0]["address"] for answer in door.replies}) == 4
+    for pod in pods:
+        pod.netns.command("ping", "-c1", "-w5", "10.0.0.4")
+
+
+def test_one_bad_addition_harms_none_that_came_with_it(door: Door) -> None:
+    """One cannot be claimed: the schema refuses what another owner has."""
+    pods = [door.pod() for _ in range(3)]
+    name = wiring.host_ifname("eni", "default", pods[1].name)
+    with door.ledger.write() as tx:
+        writes.plan_installed(tx, "host", "", [model.Link(name)], door.now)
+
+    door.together("ADD", pods)
+
+    assert sorted(answer.status for answer in door.replies) == [0, 0, 1]
+    assert door.lease(pods[1]) is None
+    assert door.lease(pods[0])
+    assert door.lease(pods[2])
