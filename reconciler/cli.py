@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ledger import database, integrity, migrate, model, reads
-from reconciler import errors
+from reconciler import check_pod, errors
 from reconciler import settings as knobs
 from reconciler.planner import limits
 
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("to", type=Path, metavar="FILE", help="the copy; replaced when it is whole")
     backup.add_argument("--ledger", type=Path, help="a ledger file (default: this node's)")
     backup.set_defaults(run=_backup)
+    check_pod.add_parser(commands, _print)
     _whatif_parser(commands)
     shadow = commands.add_parser(
         "shadow", help="what a takeover of this node would do; does nothing"

@@ -56,6 +56,19 @@ _OF_KEY = Statement(
         _OPEN,
     )
 )
+_of_pod = _leases.alias("of_pod")
+_LAST_OF_POD = Statement(
+    select(*rows.LEASE).where(
+        _leases.c.id
+        == select(func.max(_of_pod.c.id))
+        .where(
+            _of_pod.c.pod_namespace == bindparam("pod_namespace"),
+            _of_pod.c.pod_name == bindparam("pod_name"),
+            _of_pod.c.address.is_not(None),
+        )
+        .scalar_subquery()
+    )
+)
 _INSTALLED = Statement(select(*rows.INSTALLED).order_by(_installed.c.id))
 _INSTALLED_FOR = Statement(
     select(*rows.INSTALLED)
@@ -223,6 +236,12 @@ def eni(tx: Read, eni_id: str) -> model.Eni | None:
     """One interface, also one that is gone."""
     row = tx.one(_ENI, eni_id=eni_id)
     return None if row is None else rows.eni(row)
+
+
+def last_lease_of(tx: Read, pod_namespace: str, pod_name: str) -> model.Lease | None:
+    """The newest lease, open or ended, by which a pod of that name had an address."""
+    row = tx.one(_LAST_OF_POD, pod_namespace=pod_namespace, pod_name=pod_name)
+    return None if row is None else rows.lease(row)
 
 
 def open_lease(tx: Read, container_id: str, ifname: str, family: int = 4) -> model.Lease | None:

@@ -42,7 +42,7 @@ def help_of(*command: str) -> str:
 
 def commands() -> list[str]:
     """The subcommands as `vpcledger --help` lists them."""
-    listed = re.findall(r"^    ([a-z]+)(?: +|\n +)[a-z]", help_of(), re.MULTILINE)
+    listed = re.findall(r"^    ([a-z-]+)(?: +|\n +)[a-z]", help_of(), re.MULTILINE)
     assert listed, help_of()
     return listed
 
@@ -95,7 +95,7 @@ def test_every_make_target_a_document_names_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", EVERY_DOCUMENT, ids=lambda path: path.name)
 def test_every_vpcledger_command_a_document_names_exists(path: Path) -> None:
-    named = set(re.findall(r"(?:`|^ *)vpcledger ([a-z]+)", path.read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^ *)vpcledger ([a-z-]+)", path.read_text(), re.MULTILINE))
     assert named <= set(commands())
 
 
