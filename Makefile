@@ -65,6 +65,10 @@ bench: setup  ## How fast a pod is wired, beside the kernel's floor and Debian's
 	  apt-get install -q -y --no-install-recommends linux-libc-dev >/dev/null
 	$(PY) -m tests.bench $(ARGS)
 
+.PHONY: churn
+churn: setup  ## Thirty simulated days of pods: free /28s, dense against random choice, drawn for the docs
+	$(PY) -m tests.bench.churn
+
 .PHONY: readme
 readme: setup  ## Run the lab and paste what it shows into the README
 	$(PY) -m tests.lab demo | $(PY) -m tests.house.paste README.md

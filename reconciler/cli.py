@@ -22,7 +22,7 @@ from reconciler import settings as knobs
 from reconciler.planner import limits
 
 if TYPE_CHECKING:
-    from reconciler import shadow, whatif
+    from reconciler import ideal, shadow, whatif
 
 MOST_PODS: Final = 2000
 """More than `whatif` is asked for: the type that carries most addresses has room for 1512 pods."""
@@ -97,10 +97,14 @@ def _whatif_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "whatif", help="what a node would hold under other settings; asks nobody"
     )
-    parser.add_argument("--instance-type", type=_type, required=True, metavar="TYPE")
-    parser.add_argument(
-        "--pods", type=_counts, required=True, metavar="N[,N...]", help="numbers of pods, as 0,5,9"
+    parser.add_argument("--instance-type", type=_type, metavar="TYPE")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--pods", type=_counts, metavar="N[,N...]", help="numbers of pods, as 0,5,9")
+    asked.add_argument(
+        "--recorded", action="store_true", help="the pods that a ledger remembers, when they came"
     )
+    parser.add_argument("--hours", type=int, default=0, help="only those of the last hours")
+    parser.add_argument("--ledger", type=Path, help="a ledger file (default: this node's)")
     parser.add_argument(
         "--set",
         type=_setting,
@@ -273,15 +277,38 @@ def _action(action: object) -> dict[str, Any]:
     return {"action": type(action).__name__ + kind, "arguments": told}
 
 
-def _whatif(arguments: argparse.Namespace, _: knobs.Settings, __: object) -> int:
+def _whatif(arguments: argparse.Namespace, own: knobs.Settings, __: object) -> int:
     from reconciler import whatif
 
     settings, _readings = knobs.load({**os.environ, **dict(arguments.set)})
+    if arguments.recorded:
+        return _whatif_recorded(arguments, settings, own)
+    if arguments.instance_type is None:
+        raise errors.Refused("bad_setting", "--pods needs --instance-type, such as m5.large")
     found = whatif.forecast(settings, arguments.instance_type, arguments.pods)
     if arguments.json:
         _print([dataclasses.asdict(each) for each in found], as_json=True)
     else:
         _print([_forecast_row(each) for each in found], as_json=False)
+    return 0
+
+
+def _whatif_recorded(
+    arguments: argparse.Namespace, settings: knobs.Settings, own: knobs.Settings
+) -> int:
+    from reconciler import daemon, whatif
+
+    since = daemon.clock() - arguments.hours * 3_600_000 if arguments.hours else 0
+    with _open(arguments, own) as book, book.read() as tx:
+        node, demand = reads.node(tx), reads.demand(tx, since)
+    limit = arguments.instance_type or (limits.lookup(node.instance_type) if node else None)
+    if limit is None:
+        raise errors.Refused("bad_setting", "the ledger does not know its type: --instance-type")
+    found = whatif.replay(settings, limit, [whatif.Demand(*each) for each in demand])
+    row = dataclasses.asdict(found)
+    if not arguments.json:
+        row["ec2_calls"] = sum(found.ec2_calls.values())
+    _print([row], arguments.json)
     return 0
 
 
@@ -349,7 +376,7 @@ def _handback(_: argparse.Namespace, settings: knobs.Settings, __: object) -> in
     return 0
 
 
-def _held(eni: whatif.Held) -> str:
+def _held(eni: ideal.Held) -> str:
     """Such as 9, 2x16 or 3+2x16: single addresses and prefixes."""
     parts = [str(eni.ips)] if eni.ips or not eni.prefixes else []
     return "+".join([*parts, *([f"{eni.prefixes}x16"] if eni.prefixes else [])])

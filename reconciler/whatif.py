@@ -1,54 +1,25 @@
-"""What a node would hold under some settings with so many pods: the real planner, an EC2 that obeys at once.
+"""What a node would hold under some settings: with so many pods, or with the pods that a ledger remembers.
 
-`forecast` answers `vpcledger whatif`; `World` lets longer stories be told, by tests too. Nothing is asked of
-the ledger, of EC2 or of a clock. EC2's faults, lag, throttling and full subnets, and how long a call takes,
-do not belong here.
+`forecast` and `replay` answer `vpcledger whatif`, by the planner that the daemon runs, in an ideal world.
+EC2 is asked nothing; how long a pod waits is what EC2 usually takes (refusals.ASSIGN_MS, ATTACH_MS).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
+import itertools
 from collections import Counter
-from collections.abc import Collection
-from typing import Any, Final, assert_never
+from collections.abc import Collection, Iterable
 
-from ledger import model
-from reconciler import errors
+from reconciler import ideal, refusals
 from reconciler import settings as knobs
-from reconciler.planner import actions, budget, limits, pool, release, stock
+from reconciler.planner import actions, limits
 from reconciler.providers import ec2
 
-_NO_END: Final = 500
-"""More calls than this in one go: the largest type filled from nothing takes less than 80."""
-
-_NODE: Final = model.Node(
-    instance_id="i-0",
-    instance_type="",
-    region="",
-    availability_zone="",
-    vpc_id="vpc-0",
-    subnet_id="subnet-0",
-    primary_mac="02:00:00:00:00:00",
-    primary_ip="10.0.0.1",
-    security_groups=("sg-0",),
-)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Held:
-    """What one interface carries for pods: single secondary addresses, and whole /28 prefixes.
-
-    Its own primary address is not counted.
-    """
-
-    ips: int
-    prefixes: int = 0
-
-    @property
-    def addresses(self) -> int:
-        """What pods can have."""
-        return self.ips + stock.PREFIX_SIZE * self.prefixes
+_AT_ONCE_MS = refusals.ASSIGN_MS
+"""Pods that come within the time of one call find what was there before it."""
+_STEP_MS = 60_000
+"""Between two pods the pool is looked at so often, as the daemon does."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,8 +31,36 @@ class Forecast:
     """
 
     pods: int
-    enis: tuple[Held, ...]
+    enis: tuple[ideal.Held, ...]
     waiting: int
+    ec2_calls: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Demand:
+    """A pod that came at `came` and went at `went` (ms since the epoch; None if it is still there)."""
+
+    came: int
+    went: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replay:
+    """What a recorded demand would have met.
+
+    `waits` pods found no free address; together they would have waited `waited_ms`, the longest
+    `longest_wait_ms`, had EC2 taken its usual time; `unserved` found no room at all. `held_mean` and
+    `held_most` are addresses for pods on the node, over the time from the first pod to the last change.
+    """
+
+    pods: int
+    hours: float
+    waits: int
+    waited_ms: int
+    longest_wait_ms: int
+    unserved: int
+    held_mean: float
+    held_most: int
     ec2_calls: dict[str, int]
 
 
@@ -73,7 +72,7 @@ def forecast(
     A fresh node comes to rest, then pods come one after another, each when the pool rests again; so a
     count's forecast does not depend on which others are asked for.
     """
-    world = World(settings, limit)
+    world = ideal.World(settings, limit)
     world.rest()
     found = {0: _forecast(world)}
     for count in range(1, max(pods, default=0) + 1):
@@ -84,250 +83,84 @@ def forecast(
     return [found[count] for count in pods]
 
 
-def _forecast(world: World) -> Forecast:
+def _forecast(world: ideal.World) -> Forecast:
     return Forecast(
         pods=len(world.pods),
         enis=tuple(world.held()),
         waiting=sum(lease.address is None for lease in world.pods.values()),
-        ec2_calls=dict(Counter(ec2.ACTION[type(call)] for call in world.calls)),
+        ec2_calls=_calls(world),
     )
 
 
-class World:
-    """One node with its primary interface, a clock that stands until time is passed, and all calls made.
-
-    The rows are kept as the loop and the ledger keep them.
-    """
-
-    def __init__(self, settings: knobs.Settings, limit: limits.Limits) -> None:
-        self.settings, self.limit = settings, limit
-        self.now = 0
-        primary = _interface(0, device=0, primary=True, state="usable", delete_on_termination=True)
-        self.enis = {primary.eni_id: primary}
-        self.rows: dict[str, model.Address] = {}
-        self.prefixes: dict[str, model.Prefix] = {}
-        self.tags: dict[str, dict[str, str]] = {primary.eni_id: {}}
-        self.pods: dict[int, model.Lease] = {}
-        self.calls: list[actions.CloudAction] = []
-        self._given = 0
-
-    @property
-    def desired(self) -> model.Desired:
-        """The rows as the planner gets them."""
-        held = {lease.address for lease in self.pods.values()}
-        return model.Desired(
-            _NODE,
-            enis=tuple(self.enis.values()),
-            addresses=tuple(
-                dataclasses.replace(a, leased=True) if a.address in held else a
-                for a in self.rows.values()
-            ),
-            prefixes=tuple(self.prefixes.values()),
-            leases=tuple(self.pods.values()),
-        )
-
-    def plan(self) -> tuple[actions.CloudStep, ...]:
-        """What the planner wants now, on a fresh look at EC2."""
-        look = self._look()
-        steps, _ = pool.cloud_steps(
-            self.desired, look, self.settings, self.limit, self.now, last=look
-        )
-        return budget.thawed(actions.Plan(cloud=steps), self.settings.freeze).cloud
-
-    def settle(self) -> list[actions.CloudAction]:
-        """Carry out the first step of one plan after another until there is none, as the loop does.
-
-        Time stands still. Returns the calls; Bug if the planner never has enough.
-        """
-        done: list[actions.CloudAction] = []
-        while steps := self.plan():
-            self._carry_out(steps[0].action)
-            done.append(steps[0].action)
-            if len(done) > _NO_END:
-                raise errors.Bug("internal", f"the planner comes to no rest: {done[-6:]}")
-            self._serve()
-        self.calls += done
-        return done
-
-    def rest(self) -> None:
-        """Settle, and let time go by until no more of it would change anything."""
-        longest = max(self.settings.ip_cooldown_ms, stock.REST_MS, release.MIN_AGE_MS)
-        self.settle()
-        self.pass_time(longest)
-        while self.settle():
-            self.pass_time(longest)
-
-    def add(self) -> None:
-        """One more pod; it gets the longest-rested address of the fullest interface, or waits."""
-        number = self._number()
-        self.pods[number] = model.Lease(number, f"c{number}", "eth0", "net", "/ns", "waiting")
-        self._serve()
-
-    def remove(self, which: int) -> None:
-        """One pod less; its address cools down."""
-        if not self.pods:
-            return
-        number = sorted(self.pods)[which % len(self.pods)]
-        address = self.pods.pop(number).address
-        if address:
-            self.rows[address] = dataclasses.replace(
-                self.rows[address],
-                rested_since=self.now,
-                cooling_until=self.now + self.settings.ip_cooldown_ms,
-            )
-        self._serve()
-
-    def pass_time(self, milliseconds: int) -> None:
-        """Let time go by."""
-        self.now += milliseconds
-        self._serve()
-
-    def per_eni(self) -> list[int]:
-        """How many addresses for pods each interface has, by device index."""
-        return [each.addresses for each in self.held()]
-
-    def held(self) -> list[Held]:
-        """What each interface has, by device index."""
-        order = sorted(self.enis.values(), key=lambda each: each.device)
-        ips = Counter(a.eni_id for a in self.rows.values() if a.prefix is None)
-        blocks = Counter(p.eni_id for p in self.prefixes.values())
-        return [Held(ips[each.eni_id], blocks[each.eni_id]) for each in order]
-
-    def _look(self) -> model.ObservedCloud:
-        """EC2's picture, which agrees with the rows."""
-        shown: dict[str, list[str]] = {eni_id: [] for eni_id in self.enis}
-        blocks: dict[str, list[str]] = {eni_id: [] for eni_id in self.enis}
-        for address in self.rows.values():
-            if address.prefix is None:
-                shown[address.eni_id].append(address.address)
-        for prefix in self.prefixes.values():
-            blocks[prefix.eni_id].append(prefix.cidr)
-        enis = (
-            model.ObservedEni(
-                each,
-                tuple(shown[each.eni_id]),
-                tuple(blocks[each.eni_id]),
-                self.tags[each.eni_id],
-                _NODE.security_groups,
-            )
-            for each in self.enis.values()
-        )
-        return model.ObservedCloud(self.now, "ec2", tuple(enis))
-
-    def _serve(self) -> None:
-        """Give waiting pods what is free, the first to come first."""
-        for number, lease in sorted(self.pods.items()):
-            if lease.address is None and (address := self._free()):
-                self.pods[number] = dataclasses.replace(
-                    lease, state="active", address=address.address, eni_id=address.eni_id
-                )
-
-    def _free(self) -> model.Address | None:
-        """The address the ledger would claim: of the fullest prefix of the fullest usable interface."""
-        held = {lease.address for lease in self.pods.values()}
-        leased = Counter(lease.eni_id for lease in self.pods.values())
-        used = Counter(a.prefix for a in self.rows.values() if a.address in held and a.prefix)
-        free = (
-            a
-            for a in self.rows.values()
-            if a.address not in held
-            and a.cooling_until <= self.now
-            and self.enis[a.eni_id].state == "usable"
-        )
-
-        def order(a: model.Address) -> tuple[int | bool | str, ...]:
-            eni = (-leased[a.eni_id], self.enis[a.eni_id].device)
-            other_kind = (a.prefix is None) == self.settings.prefix_delegation
-            return (*eni, other_kind, -used[a.prefix or ""], a.rested_since, a.address)
-
-        return min(free, key=order, default=None)
-
-    def _carry_out(self, action: actions.CloudAction) -> None:
-        match action:
-            case actions.CreateEni():
-                made = _interface(self._number())
-                self.enis[made.eni_id] = made
-                self.tags[made.eni_id] = dict(action.tags)
-                self._assign(made.eni_id, action.secondaries)
-                self._delegate(made.eni_id, action.prefixes)
-            case actions.AttachEni():
-                self._change(
-                    action.eni_id,
-                    device=action.device,
-                    state="usable",
-                    attachment_id=f"attach-{action.eni_id}",
-                    attached_at=self.now,
-                )
-            case actions.SetDeleteOnTermination():
-                self._change(action.eni_id, delete_on_termination=True)
-            case actions.AssignAddresses():
-                self._assign(action.eni_id, action.count)
-            case actions.AssignPrefixes():
-                self._delegate(action.eni_id, action.count)
-            case actions.TagEni():
-                self.tags[action.eni_id] |= dict(action.tags)
-            case actions.SetSecurityGroups():
-                pass  # they are as the node's in this world
-            case _:
-                self._take(action)
-
-    def _take(
-        self,
-        action: actions.UnassignAddresses
-        | actions.UnassignPrefixes
-        | actions.DetachEni
-        | actions.DeleteEni,
-    ) -> None:
-        match action:
-            case actions.UnassignAddresses():
-                for address in action.addresses:
-                    del self.rows[address]
-            case actions.UnassignPrefixes():
-                gone = set(action.prefixes)
-                self.prefixes = {k: p for k, p in self.prefixes.items() if k not in gone}
-                self.rows = {k: a for k, a in self.rows.items() if a.prefix not in gone}
-            case actions.DetachEni():
-                self._change(action.eni_id, state="detaching", device=-1)
-            case actions.DeleteEni():
-                del self.enis[action.eni_id]
-                self.rows = {k: a for k, a in self.rows.items() if a.eni_id != action.eni_id}
-                self.prefixes = {
-                    k: p for k, p in self.prefixes.items() if p.eni_id != action.eni_id
-                }
-            case _:
-                assert_never(action)
-
-    def _change(self, eni_id: str, **changes: Any) -> None:
-        self.enis[eni_id] = dataclasses.replace(self.enis[eni_id], **changes)
-
-    def _assign(self, eni_id: str, count: int) -> None:
-        for _ in range(count):
-            number = self._number()
-            address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-            self.rows[address] = model.Address(address, eni_id, rested_since=self.now)
-
-    def _delegate(self, eni_id: str, count: int) -> None:
-        for _ in range(count):
-            number = self._number()
-            cidr = f"100.{64 + (number >> 12)}.{number >> 4 & 255}.{(number & 15) << 4}/28"
-            self.prefixes[cidr] = model.Prefix(cidr, eni_id)
-            for ip in ipaddress.ip_network(cidr):
-                self.rows[str(ip)] = model.Address(
-                    str(ip), eni_id, prefix=cidr, rested_since=self.now
-                )
-
-    def _number(self) -> int:
-        self._given += 1
-        return self._given
+def _calls(world: ideal.World) -> dict[str, int]:
+    return dict(Counter(ec2.ACTION[type(call)] for call in world.calls))
 
 
-def _interface(number: int, **changes: Any) -> model.Eni:
-    """Interface `eni-<number>`, made and attached to nothing yet."""
-    plain = model.Eni(
-        eni_id=f"eni-{number}",
-        mac=f"02:00:00:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}",
-        subnet_id=_NODE.subnet_id,
-        subnet_cidr="10.0.0.0/8",
-        primary_ip=f"10.255.{number >> 8 & 255}.{number & 255}",
+def replay(settings: knobs.Settings, limit: limits.Limits, demand: Iterable[Demand]) -> Replay:
+    """The same pods at the same times on a fresh node that had come to rest before the first."""
+    pods = sorted(demand, key=lambda each: each.came)
+    if not pods:
+        return Replay(0, 0.0, 0, 0, 0, 0, 0.0, 0, {})
+    world = ideal.World(settings, limit)
+    world.rest()
+    start, told = pods[0].came, _Told()
+    story = sorted(
+        [(each.came, 1, nth) for nth, each in enumerate(pods)]
+        + [(each.went, 0, nth) for nth, each in enumerate(pods) if each.went is not None]
     )
-    return dataclasses.replace(plain, **changes)
+    zero, numbers = world.now, dict[int, int]()
+    for at, together in itertools.groupby(story, key=lambda each: each[0] - each[0] % _AT_ONCE_MS):
+        _until(world, zero + max(at - start, 0), told)
+        for _, comes, nth in together:
+            if comes:
+                numbers[nth] = world.add()
+            elif nth in numbers:
+                world.end(numbers[nth])
+        _settle(world, told)
+    span = max(story[-1][0] - start, 1)
+    return Replay(
+        pods=len(pods),
+        hours=round(span / 3_600_000, 2),
+        waits=len(told.waits),
+        waited_ms=sum(told.waits),
+        longest_wait_ms=max(told.waits, default=0),
+        unserved=len(told.unserved),
+        held_mean=round(told.area / span, 1),
+        held_most=told.most,
+        ec2_calls=_calls(world),
+    )
+
+
+@dataclasses.dataclass(slots=True)
+class _Told:
+    """What is added up on the way."""
+
+    waits: list[int] = dataclasses.field(default_factory=list)
+    unserved: set[int] = dataclasses.field(default_factory=set)
+    area: int = 0
+    most: int = 0
+
+    def held(self, world: ideal.World) -> None:
+        self.most = max(self.most, sum(world.per_eni()))
+
+
+def _until(world: ideal.World, then: int, told: _Told) -> None:
+    """Let time go by, the pool looked at every minute until it rests."""
+    rests = False
+    while world.now < then:
+        step = then - world.now if rests else min(_STEP_MS, then - world.now)
+        told.area += sum(world.per_eni()) * step
+        world.pass_time(step)
+        rests = not world.settle()
+        told.held(world)
+
+
+def _settle(world: ideal.World, told: _Told) -> None:
+    """The pool has its calls made; pods that had found nothing free wait for as long as these take."""
+    without = {n for n, lease in world.pods.items() if lease.address is None} - told.unserved
+    made = world.settle()
+    grew = any(isinstance(call, actions.CreateEni) for call in made)
+    still = {n for n in without if world.pods[n].address is None}
+    told.waits += [refusals.ATTACH_MS if grew else refusals.ASSIGN_MS] * len(without - still)
+    told.unserved |= still
+    told.held(world)

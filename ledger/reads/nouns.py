@@ -163,6 +163,11 @@ _LATEST_LINES = Statement(
 )
 _LAST_SENT = Statement(select(func.max(_intents.c.sent_at)))
 _ANY_LEASE = Statement(select(func.max(_leases.c.id)).where(_leases.c.claimed_at.is_not(None)))
+_DEMAND = Statement(
+    select(_leases.c.created_at, _leases.c.ended_at)
+    .where(_leases.c.created_at >= bindparam("since"))
+    .order_by(_leases.c.created_at)
+)
 _FINDINGS = Statement(
     select(schema.findings.c.code, schema.findings.c.subject).where(
         schema.findings.c.closed_at.is_(None)
@@ -305,6 +310,14 @@ def ever_leased(tx: Read) -> bool:
 def took_over(tx: Read) -> bool:
     """Was this node taken over from another CNI?"""
     return tx.one(_TAKEOVER) is not None
+
+
+def demand(tx: Read, since: int) -> tuple[tuple[int, int | None], ...]:
+    """When pods asked for an address at `since` (ms) or later, and when each was gone; None if it is there.
+
+    A sandbox that never got one is there as well: it wanted one.
+    """
+    return tuple((came, went) for came, went in tx.all(_DEMAND, since=since))
 
 
 def open_findings(tx: Read) -> set[tuple[str, str]]:

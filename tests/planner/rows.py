@@ -1,6 +1,6 @@
 """Rows as the planner gets them, in few words, and what it makes of them.
 
-Stories over time do not belong here: see `reconciler.whatif.World`.
+Stories over time do not belong here: see `reconciler.ideal.World`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as some
 
+from reconciler import ideal
 from reconciler import settings as knobs
-from reconciler import whatif
 from reconciler.planner import actions
 from tests.planner.rows import BY_ENI, BY_IP, MINUTE, small
 
@@ -26,7 +26,7 @@ from tests.planner.rows import BY_ENI, BY_IP, MINUTE, small
 )
 def test_golden_vectors(settings: knobs.Settings, expected: dict[int, list[int]]) -> None:
     """Addresses per interface on a type of 3 interfaces with 3 slots, growing and shrinking again."""
-    world = whatif.World(settings, small())
+    world = ideal.World(settings, small())
     world.settle()
     for pods in [*expected, *reversed(expected)]:
         while len(world.pods) < pods:
@@ -65,7 +65,7 @@ def test_every_story_comes_to_rest_and_stays_within_limits(
     settings: knobs.Settings, enis: int, slots: int, events: list[tuple[str, int]]
 ) -> None:
     """Never a call on a leased address, never beyond the type; afterwards no call undoes another."""
-    world = whatif.World(settings, small(enis, slots))
+    world = ideal.World(settings, small(enis, slots))
     most = min(enis, settings.max_eni or enis)
     for what, number in [("pass", 0), *events]:
         if what == "add":

@@ -8,8 +8,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as some
 
 from ledger import model
+from reconciler import ideal, whatif
 from reconciler import settings as knobs
-from reconciler import whatif
 from reconciler.planner import actions, limits, stock
 from tests.planner.rows import (
     MINUTE,
@@ -127,7 +127,7 @@ def test_every_story_of_prefixes_comes_to_rest_without_flapping(
     settings: knobs.Settings, enis: int, slots: int, events: list[tuple[str, int]]
 ) -> None:
     """Switched on and off under way: nothing leased is given back, and at rest one kind is left."""
-    world = whatif.World(settings, small(enis, slots))
+    world = ideal.World(settings, small(enis, slots))
     for what, number in [("pass", 0), *events]:
         if what == "add":
             for _ in range(number):

@@ -20,7 +20,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as some
 
 from ledger import database, model, reads
-from reconciler import daemon, record, whatif
+from reconciler import daemon, ideal, record, whatif
 from reconciler import settings as knobs
 from reconciler.planner import limits
 from reconciler.planner import plan as planner
@@ -206,7 +206,7 @@ def test_pods_that_come_all_at_once_lead_to_the_same_node_by_no_more_calls(
 ) -> None:
     """Nothing is given back on the way up, and a burst shares its calls."""
     (slow,) = whatif.forecast(settings, limit, [pods])
-    burst = whatif.World(settings, limit)
+    burst = ideal.World(settings, limit)
     burst.rest()
     for _ in range(pods):
         burst.add()
@@ -218,7 +218,7 @@ def test_pods_that_come_all_at_once_lead_to_the_same_node_by_no_more_calls(
 
 def test_a_pod_gets_what_the_ledger_would_give_it() -> None:
     """The fullest interface's address; of those of one interface the longest-rested; none that cools."""
-    world = whatif.World(knobs.Settings(warm_ip_target=1), limits.Limits(3, 4, (3,), "nitro"))
+    world = ideal.World(knobs.Settings(warm_ip_target=1), limits.Limits(3, 4, (3,), "nitro"))
     for _ in range(5):
         world.add()
         world.rest()
