@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,8 @@ STOP_SECONDS = 5.0
 TIDY_INTERVAL_S = 60
 FIRST_SWEEP_S = 300
 """Leaked interfaces are first looked for within this time after a start."""
-SETTLE_MS = 100
+SWITCH_S = 0.0001
+"""How long another thread may keep the interpreter from the door: the usual 5 ms are three additions."""
 CHECKPOINT_MS = 1_000
 """How long the VPC CNI's checkpoint may be behind the leases: it is written whole."""
 
@@ -63,6 +65,7 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     anything. Refused if a setting or the ledger forbids the start; the sentence says what to do.
     """
     end = End()
+    sys.setswitchinterval(SWITCH_S)
     prepare_folders(settings)
     publisher = privileges.Publisher(lambda text: host.publish(settings, text))
     inheritance = upstream.observe(settings.checkpoint, settings.cni_cache_dir)  # root's files
@@ -307,7 +310,7 @@ class Daemon:
         if urgent:
             self.cloud_lane.ring()
         else:
-            self.cloud_lane.ring_at(clock() + SETTLE_MS)
+            self.cloud_lane.ring_soon()
             self.checkpoint_lane.ring_at(clock() + CHECKPOINT_MS)
 
     def _capacity_changed(self) -> None:
@@ -341,10 +344,11 @@ class Daemon:
     def _watch_kernel(self) -> None:
         """Have the kernel's lane look soon after the kernel said that something changed.
 
-        Soon and not at once: the news of one pod's wiring come in a burst, and one look serves all.
+        Soon and not at once: the news of one pod's wiring come in a burst, and one look serves all. Until
+        it begins there is nothing to be learnt from more of them, and the door has the processor.
         """
         for _ in self.kernel.watch():
-            self.kernel_lane.ring_at(clock() + SETTLE_MS)
+            self.kernel_lane.await_tick(self.kernel_lane.ring_soon())
 
     def _watch_nftables(self) -> None:
         """Have our table looked at soon after a transaction of anybody's; without news, at the interval."""
@@ -354,7 +358,7 @@ class Daemon:
             log.warning("no news of nftables: %s", failed)
             return
         for _ in news:
-            self.nat_lane.ring_at(clock() + SETTLE_MS)
+            self.nat_lane.ring_soon()
 
 
 def _now_and_then(

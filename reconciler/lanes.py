@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
 BACKOFF_MS = (1_000, 60_000)
 """First and longest pause after a failed tick; it doubles in between."""
+
+SETTLE_MS = 100
+"""News come in a burst: how long to let them settle, so that one tick serves all."""
+PACE = 20
+"""A tick for news comes this many times its own processor time after the last one, for what a lane
+computes it takes from the door (one interpreter lock): 5 % at most."""
+PACE_MOST_MS = 2_000
 
 
 Tick = Callable[[], int | None]
@@ -39,6 +47,8 @@ class Lane:
         self._due: int | None = None
         self._stopping = False
         self._pause = BACKOFF_MS[0]
+        self._rest_until = 0
+        self._ticks = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -49,24 +59,41 @@ class Lane:
         """Ask for a tick as soon as the present one is over."""
         with self._condition:
             self._rung = True
-            self._condition.notify()
+            self._condition.notify_all()
 
     def ring_at(self, when: int) -> None:
         """Ask for a tick at `when` (ms since the epoch), or earlier if it was asked for before."""
         with self._condition:
             self._due = when if self._due is None else min(self._due, when)
-            self._condition.notify()
+            self._condition.notify_all()
+
+    def ring_soon(self) -> int:
+        """Ask for a tick for the sake of news nobody waits for: when they have settled, and not too often.
+
+        Returns the number of ticks begun so far, for `await_tick`.
+        """
+        with self._condition:
+            when = max(self._clock() + SETTLE_MS, self._rest_until)
+            self._due = when if self._due is None else min(self._due, when)
+            self._condition.notify_all()
+            return self._ticks
+
+    def await_tick(self, begun: int) -> None:
+        """Wait until more ticks have begun than that, or the lane ends."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._ticks > begun or self._stopping)
 
     def stop(self, timeout: float) -> bool:
         """End after the present tick; False if that took longer than `timeout` seconds."""
         with self._condition:
             self._stopping = True
-            self._condition.notify()
+            self._condition.notify_all()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while self._wait():
+            began = time.thread_time_ns()
             try:
                 again = self._tick()
                 if self._pause != BACKOFF_MS[0]:
@@ -77,6 +104,8 @@ class Lane:
                 self._tell(f"{type(error).__name__}: {error}")
                 again = self._clock() + self._pause
                 self._pause = min(self._pause * 2, BACKOFF_MS[1])
+            used = (time.thread_time_ns() - began) // 1_000_000
+            self._rest_until = self._clock() + min(PACE * used, PACE_MOST_MS)
             if again is not None:
                 self.ring_at(again)
 
@@ -94,6 +123,8 @@ class Lane:
                 left = None if self._due is None else (self._due - self._clock()) / 1000
                 if self._rung or (left is not None and left <= 0):
                     self._rung, self._due = False, None
+                    self._ticks += 1
+                    self._condition.notify_all()
                     return True
                 self._condition.wait(left)
         return False

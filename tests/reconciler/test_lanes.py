@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,3 +119,32 @@ def test_it_ends_although_something_is_due() -> None:
     told = Told()
     with lane(told, lambda: None) as made:
         made.ring_at(clock() + 3_600_000)
+
+
+def test_news_do_not_make_it_take_the_processor_from_others() -> None:
+    """What a tick computed is followed by a rest that is a multiple of it; a bell is heard at once."""
+    told = Told()
+
+    def tick() -> None:
+        until = time.thread_time() + 0.03
+        while time.thread_time() < until:
+            pass
+        told.ticks.put(clock())
+
+    with lane(told, tick) as made:
+        made.ring_soon()
+        first = told.ticks.get(timeout=PATIENCE)
+        made.await_tick(made.ring_soon())
+        second = told.ticks.get(timeout=PATIENCE)
+        assert second - first >= 0.9 * lanes.PACE * 30
+        made.ring()
+        assert told.ticks.get(timeout=PATIENCE) - second < 0.9 * lanes.PACE * 30
+
+
+def test_whoever_waits_for_a_tick_is_let_go_when_the_lane_ends() -> None:
+    told = Told()
+    with lane(told, lambda: None) as made:
+        waiting = threading.Thread(target=made.await_tick, args=(0,))
+        waiting.start()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
