@@ -8,14 +8,14 @@ child's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from ledger import database, model, reads, writes
 from reconciler import clock as clocks
 from reconciler import cloud as clouds
-from reconciler import errors, record
+from reconciler import errors, quarantine, record
 from reconciler import settings as knobs
 from reconciler.planner import actions, budget, leaks, upkeep
 from reconciler.planner import plan as planner
@@ -79,6 +79,8 @@ class CloudLoop:
         self.ledger, self.cloud, self.settings, self.clock = ledger, cloud, settings, clock
         self.capacity_changed: Callable[[], None] = lambda: None
         self.heritage: Callable[[], Heritage | None] = lambda: None
+        self.in_use: Callable[[], Collection[str] | None] = lambda: None
+        self._quarantine = quarantine.Quarantine(settings.ip_cooldown_ms)
         self._seen: model.ObservedCloud | model.Unknown = model.Unknown("not asked yet", 0)
         self._look_at = 0
         """When to look at EC2 at the latest."""
@@ -229,6 +231,8 @@ class CloudLoop:
         seen = self.cloud.observe("imds" if self.settings.imds_only else "ec2", known=known)
         self._ec2_down.heard(seen, self.clock())
         heritage = self.heritage()
+        with self.ledger.read() as tx:
+            in_use = self.in_use() if reads.quarantined(tx) else None
         now = self.clock()
         with self.ledger.write(durable=True) as tx:
             record.calls(tx, self.cloud.calls(), now)
@@ -239,7 +243,9 @@ class CloudLoop:
             changed = writes.adopt(tx, seen, now, imds_only=self.settings.imds_only)
             if heritage is not None:
                 heritage.enter(tx, seen)
-        self._seen, self._look_at = seen, now + AUDIT_MS
+            changed |= self._quarantine.judge(tx, seen, in_use, now)
+            doubtful = bool(reads.quarantined(tx))
+        self._seen, self._look_at = seen, now + (quarantine.APART_MS if doubtful else AUDIT_MS)
         if self._calls_may_show_until > now:
             self._look_at = min(self._look_at, self._calls_may_show_until)
         if heritage is not None:

@@ -184,6 +184,7 @@ class Daemon:
         self.loop.eni_lost = self._eni_lost
         self.loop.reap_soon = self.reap_lane.ring
         self.cloud_loop.heritage = self._heritage
+        self.cloud_loop.in_use = self.loop.in_use
         self._publishing = threading.Lock()
         self._published = False
         self._said: dict[str, Sequence[actions.Note]] = {}

@@ -159,6 +159,15 @@ class Loop:
         self.eni_lost()
         self.capacity_changed()
 
+    def in_use(self) -> frozenset[str] | None:
+        """Addresses that a route or a rule of this host names; None if the kernel could not tell."""
+        observed = self.kernel.observe()
+        if isinstance(observed, model.Unknown):
+            return None
+        named = {route.dst for route in observed.routes}
+        named |= {cidr for rule in observed.rules for cidr in (rule.src, rule.dst) if cidr}
+        return frozenset(cidr.removesuffix("/32") for cidr in named if cidr.endswith("/32"))
+
     def carry_out(
         self,
         steps: Sequence[actions.KernelAction],

@@ -163,6 +163,11 @@ _LATEST_LINES = Statement(
 )
 _LAST_SENT = Statement(select(func.max(_intents.c.sent_at)))
 _ANY_LEASE = Statement(select(func.max(_leases.c.id)).where(_leases.c.claimed_at.is_not(None)))
+_QUARANTINED = Statement(
+    select(*rows.ADDRESS, _leases.c.id.is_not(None))
+    .select_from(_addresses.outerjoin(_leases, _HOLDS))
+    .where(_LIVE, _addresses.c.state == schema.word("quarantine"))
+)
 _DEMAND = Statement(
     select(_leases.c.created_at, _leases.c.ended_at)
     .where(_leases.c.created_at >= bindparam("since"))
@@ -310,6 +315,11 @@ def ever_leased(tx: Read) -> bool:
 def took_over(tx: Read) -> bool:
     """Was this node taken over from another CNI?"""
     return tx.one(_TAKEOVER) is not None
+
+
+def quarantined(tx: Read) -> tuple[model.Address, ...]:
+    """Doubtful addresses, each with whether a lease holds it."""
+    return tuple(map(rows.address, tx.all(_QUARANTINED)))
 
 
 def demand(tx: Read, since: int) -> tuple[tuple[int, int | None], ...]:

@@ -11,6 +11,7 @@ from ledger.writes.adoption import ADOPTION_LAG_MS, adopt
 from ledger.writes.clock import clock_stepped_back
 from ledger.writes.cloud import (
     address_quarantine,
+    address_trusted,
     addresses_assigned,
     addresses_released,
     addresses_releasing,
@@ -62,6 +63,7 @@ __all__ = [
     "Taken",
     "activate",
     "address_quarantine",
+    "address_trusted",
     "addresses_assigned",
     "addresses_released",
     "addresses_releasing",

@@ -124,6 +124,20 @@ _QUARANTINE = Statement(
     .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
     .values(state=schema.word("quarantine"), reason=bindparam("reason"))
 )
+_TRUSTED = Statement(
+    update(_addresses)
+    .where(
+        _addresses.c.address == bindparam("of"),
+        _addresses.c.state == schema.word("quarantine"),
+    )
+    .values(
+        state=schema.word("assigned"),
+        reason=literal_column("''"),
+        absent_since=literal_column("NULL"),
+        rested_since=bindparam("now"),
+        cooling_until=bindparam("until"),
+    )
+)
 _prefixes = schema.prefixes
 LIVE_PREFIX = Statement(
     select(_prefixes.c.eni_id, _prefixes.c.state).where(
@@ -301,6 +315,12 @@ def addresses_released(
     for address in addresses:
         tx.run(_RELEASED, of=address, now=now, reason=reason)
         journal.line(tx, now, "address.released", address, reason, address=address)
+
+
+def address_trusted(tx: Write, address: str, now: int, cooling_ms: int) -> None:
+    """The doubt is gone: the address can be used, after a rest as if a pod had just left it."""
+    tx.run(_TRUSTED, of=address, now=now, until=now + cooling_ms)
+    journal.line(tx, now, "address.trusted", address, address=address)
 
 
 def address_quarantine(tx: Write, address: str, reason: str, now: int) -> None:
