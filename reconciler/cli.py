@@ -90,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     shadow.set_defaults(run=_shadow)
     handback = commands.add_parser("handback", help="give this node back to the VPC CNI (as root)")
     handback.set_defaults(run=_handback)
+    unchain = commands.add_parser(
+        "unchain",
+        help="remove the VPC CNI's packet rules after a takeover, or ours after a handback",
+    )
+    unchain.add_argument("whose", choices=("theirs", "ours"))
+    unchain.add_argument("--look", action="store_true", help="only say what would be removed")
+    unchain.set_defaults(run=_unchain)
     return parser
 
 
@@ -366,6 +373,14 @@ def _print_shadow(picture: shadow.Picture, as_json: bool) -> None:
     else:
         print("nothing else would change")
     sys.stdout.flush()
+
+
+def _unchain(arguments: argparse.Namespace, _: knobs.Settings, __: object) -> int:
+    from reconciler import unchain
+
+    for line in unchain.unchain(arguments.whose, look=arguments.look):
+        print(line)
+    return 0
 
 
 def _handback(_: argparse.Namespace, settings: knobs.Settings, __: object) -> int:

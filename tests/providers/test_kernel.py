@@ -254,19 +254,21 @@ def test_a_mac_that_somebody_changes_at_birth_is_read_back_and_set_right(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What udev's MACAddressPolicy=persistent does to a new link, at the worst moment there is."""
-    make = batch.Batch._make
+    create, made = batch.Batch._create, []
 
-    def and_udev_is_there(self: batch.Batch, link: model.Link) -> object:
-        made = make(self, link)
+    def and_udev_is_there(self: batch.Batch, link: model.Link, index: int) -> object:
+        refused = create(self, link, index)
         place.node.command("ip", "link", "set", link.name, "address", "0a:00:00:00:00:99")
-        return made
+        made.append(link.name)
+        return refused
 
-    monkeypatch.setattr(batch.Batch, "_make", and_udev_is_there)
+    monkeypatch.setattr(batch.Batch, "_create", and_udev_is_there)
     wired = wiring.pod(LEASE, ENI, SETTINGS)
 
     outcomes = place.put(*wiring.eni(ENI, "eth1", SETTINGS), *wired.host, *wired.pod)
 
     assert errors(outcomes) == [""] * len(outcomes)
+    assert made == [LEASE.host_ifname]
     assert wiring.compare(wired.host, place.kernel.observe()) == ()
     place.ping()
 
