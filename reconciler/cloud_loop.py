@@ -82,6 +82,8 @@ class CloudLoop:
         self.in_use: Callable[[], Collection[str] | None] = lambda: None
         self._quarantine = quarantine.Quarantine(settings.ip_cooldown_ms)
         self._seen: model.ObservedCloud | model.Unknown = model.Unknown("not asked yet", 0)
+        self._introduced = False
+        """Metadata have said in this run who this machine is."""
         self._look_at = 0
         """When to look at EC2 at the latest."""
         with ledger.read() as tx:
@@ -108,7 +110,7 @@ class CloudLoop:
         if clocks.heed(self.ledger, self.clock):
             self._clock_went_back()
         self._settle_unknown()
-        if min(self._look_at, self._ec2_down.until or self._look_at) <= self.clock():
+        if (self._ec2_down.until or self._look_at) <= self.clock():
             self._look_if_affordable()
         plan = self._plan_cloud()
         for _ in range(STEPS_PER_TICK):
@@ -159,7 +161,7 @@ class CloudLoop:
             times = [reads.next_retry_at(tx, now), self._budget_at]
             doubtful = reads.unknown_intents(tx)
         times += [record.due_at(intent) for intent in doubtful]
-        times += [self._ec2_down.until, self._imds_down.until, self._look_at, self._identify_at]
+        times += [self._imds_down.until, self._ec2_down.until or self._look_at, self._identify_at]
         if self._look_pause > LOOK_PAUSE_MS[0]:
             times.append(self._look_not_before)
         return min((time for time in times if time is not None and time > now), default=None)
@@ -189,13 +191,17 @@ class CloudLoop:
         self.capacity_changed()
 
     def _identified(self) -> bool:
-        with self.ledger.read() as tx:
-            known = reads.node(tx)
-        if known is not None and not isinstance(self._seen, model.Unknown):
+        """Do we know who this machine is? Metadata are asked once in each run."""
+        if self._introduced:
             return True
+        with self.ledger.read() as tx:
+            known = reads.node(tx) is not None
+        if self._imds_down.until > self.clock():
+            return known
         node = self.cloud.identify()
+        self._introduced = not isinstance(node, model.Unknown)
         self._imds_down.heard(node, self.clock())
-        return self._meet(node) or known is not None
+        return self._meet(node) or known
 
     def _follow_node(self) -> None:
         """Ask now and then for what of the node may change: the VPC's networks, the security groups.

@@ -75,14 +75,28 @@ def cloud(
         now=now,
     )
     if outcome.unknown:
-        pause = min(SETTLE_AFTER_MS * 2 ** min(intent.attempts, 5), BACKOFF_MOST_MS)
-        writes.intent_unknown(tx, intent.id, outcome.error, outcome.text, now + pause, now)
+        writes.intent_unknown(tx, intent.id, outcome.error, outcome.text, now + _pause(intent), now)
+        return
+    if outcome.error and intent.attempts and _says_nothing(outcome):
+        # Sent before, with a reply that was lost: that it may not be sent now does not undo it.
+        writes.intent_unknown(tx, intent.id, outcome.error, outcome.text, now + _pause(intent), now)
         return
     if outcome.error:
         _failed(tx, intent, step.action, outcome, now)
         return
     _succeeded(tx, step.action, outcome.result, now)
     writes.intent_done(tx, intent.id, now)
+
+
+def _pause(intent: model.Intent) -> int:
+    """How long to wait before an intent whose reply was lost is seen to again."""
+    return min(SETTLE_AFTER_MS * 2 ** min(intent.attempts, 5), BACKOFF_MOST_MS)
+
+
+def _says_nothing(outcome: actions.Outcome) -> bool:
+    """Was the call turned away before EC2 looked at what it was about?"""
+    reason = errors.from_ec2(outcome.error, outcome.text).reason
+    return reason in {"throttled", "ec2_denied", "ec2_down"}
 
 
 def _succeeded(

@@ -111,13 +111,17 @@ def _adopt_prefix(tx: Write, eni_id: str, cidr: str, seen_at: int, now: int) -> 
 
 
 def _adopt_address(tx: Write, eni_id: str, address: str, seen_at: int, now: int) -> bool:
-    """True if it is new. One that the ledger has on another interface is doubtful from now on."""
+    """True if it is new. One that the ledger has on another interface is doubtful from now on.
+
+    Not if the picture may be older than our own answer: then it shows where the address was before.
+    """
     held = tx.one(cloud.LIVE_ONE, address=address)
     if held is None:
         return _believed(tx, address, seen_at) and cloud.assigned(
             tx, eni_id, address, "adopted", now
         )
-    if held[0] != eni_id and held[1] == "assigned":
+    elsewhere = held[0] != eni_id and held[1] == "assigned"
+    if elsewhere and held[2] <= seen_at - ADOPTION_LAG_MS:
         cloud.address_quarantine(
             tx, address, f"EC2 shows it on {eni_id}, we had it on {held[0]}", now
         )

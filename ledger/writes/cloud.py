@@ -79,7 +79,7 @@ _GONE = Statement(
 )
 
 LIVE_ONE = Statement(
-    select(_addresses.c.eni_id, _addresses.c.state).where(
+    select(_addresses.c.eni_id, _addresses.c.state, _addresses.c.assigned_at).where(
         _addresses.c.address == bindparam("address"), _addresses.c.released_at.is_(None)
     )
 )

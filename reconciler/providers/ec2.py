@@ -235,8 +235,17 @@ class Ec2:
         except _Failed as failed:
             if failed.code != "InvalidParameterValue" or "not assigned" not in failed.text:
                 raise
-            for thing in things if len(things) > 1 else ():
+            if len(things) > 1:
+                self._unassign_each(eni_id, kind, things)
+
+    def _unassign_each(self, eni_id: str, kind: str, things: tuple[str, ...]) -> None:
+        """One by one; if that stops half-way, nobody can say which of them are gone."""
+        for thing in things:
+            try:
                 self._unassign(eni_id, kind, (thing,))
+            except _Failed as failed:
+                failed.unknown = True
+                raise
 
     def _gone_is_fine(self, operation: str, **parameters: Any) -> None:
         try:

@@ -7,6 +7,7 @@ are those of netlink; packets do not belong here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -43,6 +44,7 @@ class Paper:
         self.clock = clock
         self.step: Callable[[], None] = lambda: None
         self.pods: dict[int, PodSpace] = {}
+        self._numbers = itertools.count(100)
         self.boot()
 
     # ------------------------------------------------------------------ the machine
@@ -68,7 +70,7 @@ class Paper:
 
     def new_pod(self) -> PodSpace:
         """A sandbox's empty namespace."""
-        number = max(self.pods, default=100) + 1
+        number = next(self._numbers)
         self.pods[number] = PodSpace(number)
         return self.pods[number]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from reconciler import settings as knobs
-from tests.lab import inproc, world
+from tests.lab import world
 from tests.lab.clock import VirtualClock
 from tests.lab.cloud import Cloud
 from tests.stories import door, truths
@@ -45,7 +45,7 @@ class Scene:
             VirtualClock(), seed=seed, attach_delay=delay, detach_delay=delay, start_delay=0
         )
         self.ec2 = door.Ec2Door(self.cloud, seed=seed)
-        self.world = world.build(inproc.client(self.ec2), instances=1, instance_type=instance_type)
+        self.world = world.build(door.operator(self.ec2), instances=1, instance_type=instance_type)
         self.ec2.node = self.world.instances[0]
         self.ec2.arrives, self.ec2.leaves = self.arrives, self.leaves
         self.metadata = door.Metadata(self.cloud)
@@ -58,6 +58,8 @@ class Scene:
         self.lossy = 0.0
         """How likely the child is to be lost at a question."""
         self.told: list[str] = []
+        self.aloud = False
+        self._began = self.cloud.clock.now()
         self._deaths = 0
 
     @contextlib.contextmanager
@@ -159,7 +161,9 @@ class Scene:
 
     def say(self, what: str) -> None:
         """Note an event, for whoever reads of a failure."""
-        self.told.append(f"{self.cloud.clock.now() - 1_767_225_600:8.1f}  {what}")
+        self.told.append(f"{self.cloud.clock.now() - self._began:8.1f}  {what}")
+        if self.aloud:
+            print(self.told[-1], flush=True)
 
 
 @contextlib.contextmanager

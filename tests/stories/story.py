@@ -32,7 +32,7 @@ CALLS: Final = (
 class Story(scene.Scene):
     """Everything of one story. `told` are its events so far, for whoever reads of its failure."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, *, aloud: bool = False) -> None:
         rng = random.Random(f"node {seed}")
         super().__init__(
             seed,
@@ -41,11 +41,27 @@ class Story(scene.Scene):
             settings=_settings(rng),
             delay=rng.choice((0, 1.5, 8)),
         )
+        self.aloud = aloud
         self.runtime.forgetful = rng.choice((0, 0, 0.5))
         self.intrusive = rng.choice((0, 0.05, 0.2))
+        self.counts: dict[str, int] = {}
         self.jumps = 0
         self.squatters: list[str] = []
         self._intruding = False
+
+    def _happened(self) -> dict[str, int]:
+        """How much of what there was in this story."""
+        rows = self.ec2.journal.rows(who=self.ec2.node)
+        return {
+            "stories": 1,
+            "events": len(self.told),
+            "deaths": self.machine.crashes,
+            "EC2 calls": len(rows),
+            "lost replies": sum(row.lost for row in rows),
+            "refused EC2 calls": sum(row.outcome != "ok" for row in rows),
+            "pods served": len(self.machine.rows("SELECT id FROM v_leases WHERE address <> ''")),
+            "refused pods": len(self.runtime.refusals),
+        }
 
     # ------------------------------------------------------------------ telling
 
@@ -63,6 +79,7 @@ class Story(scene.Scene):
                 self.machine.fuse = self.rng.randrange(40)
             self.settle()
             truths.budget_kept(self.machine, slack=self.machine.crashes + 24 * self.jumps)
+            self.counts = self._happened()
 
     def _step(self, event: Callable[[], str]) -> None:
         self.say(event())
@@ -284,13 +301,13 @@ def _briefly(settings: knobs.Settings) -> str:
     return f"settings {changed}"
 
 
-def tell(seed: int) -> Story:
-    """The story of this seed, told to its end in a folder of its own."""
+def tell(seed: int) -> dict[str, int]:
+    """What happened in the story of this seed, told to its end in a folder of its own."""
     with scene.folder() as folder:
         story = Story(seed, folder)
         try:
             story.tell()
-        except BaseException as error:
-            error.add_note("\n".join([f"instance type of {TYPES}", *story.told]))
+        except Exception as error:
+            error.add_note("\n".join(story.told))
             raise
-        return story
+        return story.counts
