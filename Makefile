@@ -40,6 +40,10 @@ test: setup  ## All tests; ARGS="-k wiring" for some of them
 .PHONY: check
 check: lint test  ## All that must be green before a push: lint, then the tests
 
+.PHONY: soak
+soak: setup  ## 50,000 stories of a node's life; ARGS="--from 7000 --count 500"; a seed alone tells one
+	$(PY) -m tests.stories --count 50000 $(ARGS)
+
 .PHONY: lint
 lint: setup  ## ruff, mypy --strict and the floors
 	$(PY) -m ruff check .

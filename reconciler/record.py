@@ -90,7 +90,7 @@ def cloud(
 
 def _pause(intent: model.Intent) -> int:
     """How long to wait before an intent whose reply was lost is seen to again."""
-    return min(SETTLE_AFTER_MS * 2 ** min(intent.attempts, 5), BACKOFF_MOST_MS)
+    return min(SETTLE_AFTER_MS << min(intent.attempts, 5), BACKOFF_MOST_MS)
 
 
 def _says_nothing(outcome: actions.Outcome) -> bool:

@@ -17,6 +17,7 @@ _MOMENTS = (
         schema.addresses,
         ("assigned_at", "rested_since", "cooling_until", "absent_since", "released_at"),
     ),
+    (schema.prefixes, ("assigned_at", "released_at")),
     (schema.enis, ("created_at", "attached_at", "changed_at", "absent_since")),
     (schema.intents, ("created_at", "sent_at", "ended_at", "retry_at")),
     (schema.leases, ("created_at",)),

@@ -17,7 +17,7 @@ from tests.stories import door, scene, truths
 
 TYPES: Final = ("t3.nano", "t3.small", "t3.medium", "m5.large")
 """2 interfaces of 1 secondary address, 3 of 3, 3 of 5, 3 of 9."""
-STEPS: Final = (15, 45)
+STEPS: Final = (10, 32)
 ERRORS: Final = (
     "InternalError", "Unavailable", "RequestLimitExceeded", "UnauthorizedOperation",
     "InsufficientFreeAddressesInSubnet", "IncorrectState",

@@ -16,7 +16,7 @@ import pytest
 from ledger import database, model, writes
 from ledger.writes import adoption, leases
 from reconciler import record, recovery
-from reconciler.planner import actions, budget, stock
+from reconciler.planner import actions, budget, notation, stock
 from reconciler.providers import ec2
 from tests.stories import story, truths
 
@@ -66,7 +66,7 @@ def lost_replies_are_repeated_blindly(patch: pytest.MonkeyPatch) -> None:
     """What asks for a number of addresses is sent again, as botocore would."""
 
     def again(intent: model.Intent) -> actions.CloudStep:
-        return actions.CloudStep(record.notation.action(intent), "warm", intent.cause)
+        return actions.CloudStep(notation.action(intent), "warm", intent.cause)
 
     patch.setattr(record, "repeatable", again)
     patch.setattr(record, "settle", lambda *_: None)
@@ -93,7 +93,7 @@ def two_pods_get_one_address(patch: pytest.MonkeyPatch) -> None:
     """The choice forgets who holds an address, and the index that would refuse it is dropped."""
     open_ = database.Ledger.open.__func__  # type: ignore[attr-defined]
 
-    def opened(kind: type[database.Ledger], path: Path, **how: bool) -> database.Ledger:
+    def opened(kind: type[database.Ledger], /, path: Path, **how: bool) -> database.Ledger:
         book: database.Ledger = open_(kind, path, **how)
         if book._writer is not None:
             book._writer.execute("DROP INDEX IF EXISTS one_open_lease_per_address")
