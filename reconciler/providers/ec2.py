@@ -1,7 +1,7 @@
 """EC2's hands: `observe` describes this node's interfaces, `apply` carries out one mutation.
 
-Throttled calls are repeated, up to ATTEMPTS times at the pace botocore's adaptive limiter allows; a
-description is repeated after a lost connection too. A mutation whose reply was lost never is: its
+Throttled calls are repeated, up to ATTEMPTS times within BUDGET_S; a description is repeated after a lost
+connection too. A mutation whose reply was lost never is: its
 outcome is `unknown`. Results that `Outcome.result` carries, all in JSON's types:
 
     CreateEni         eni (the fields of model.Eni), addresses (secondaries), prefixes
@@ -33,7 +33,7 @@ from reconciler.providers import interfaces
 log = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 10
-"""Tries of a throttled call (20 nodes sharing one account's bucket all got through with 10)."""
+"""Tries of a throttled call, if they find room in BUDGET_S."""
 READ_ATTEMPTS: Final = 3
 """Tries of a description that got no reply."""
 BUDGET_S: Final = 3.0
@@ -300,7 +300,7 @@ class Ec2:
             except _Failed as failed:
                 most = ATTEMPTS if failed.throttled else READ_ATTEMPTS if failed.again else 1
                 # Full jitter, so that nodes that were throttled together do not return together.
-                pause = random.uniform(0, 0.5 * 2**attempt)  # noqa: S311  (no secret)
+                pause = random.uniform(0, 0.25 * 2**attempt)  # noqa: S311  (no secret)
                 if attempt >= most or time.monotonic() - began + pause > BUDGET_S:
                     raise
             time.sleep(pause)
@@ -364,8 +364,9 @@ def _client(region: str, settings: knobs.Settings) -> Any:
         "ec2",
         endpoint_url=settings.ec2_endpoint or None,
         config=Config(
-            # botocore would repeat an Assign whose reply was lost; only its limiter is wanted.
-            retries={"mode": "adaptive", "total_max_attempts": 1},
+            # botocore would repeat an Assign whose reply was lost, and its limiter would keep a pod
+            # waiting in silence; the pace is the budget's and the back-off the ledger's.
+            retries={"mode": "standard", "total_max_attempts": 1},
             connect_timeout=min(5, settings.http_timeout_s),
             read_timeout=settings.http_timeout_s,
             tcp_keepalive=True,

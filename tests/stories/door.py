@@ -2,7 +2,7 @@
 
 Real are providers.ec2 and providers.imds with all their classification and repetition, botocore's
 serializer and parser, the lab's front door with its buckets and faults, and the JSON of the pipe. Left out
-are sockets, signatures, botocore's adaptive limiter (it sleeps on the machine's clock) and the child as a
+are sockets, signatures and the child as a
 process. Time is the story's. What goes wrong, and when, is the story's business and does not belong here.
 """
 

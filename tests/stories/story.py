@@ -27,6 +27,27 @@ CALLS: Final = (
     "AssignPrivateIpAddresses", "UnassignPrivateIpAddresses", "DetachNetworkInterface",
     "DeleteNetworkInterface", "Describe*", "*",
 )  # fmt: skip
+EVENTS: Final = {
+    "_pods_come": 30,
+    "_pods_go": 22,
+    "_pods_are_replaced": 6,
+    "_sandboxes_die": 4,
+    "_calls_are_repeated": 4,
+    "_time_passes": 12,
+    "_lag": 8,
+    "_replies_are_lost": 8,
+    "_calls_are_refused": 6,
+    "_calls_are_throttled": 4,
+    "_faults_end": 8,
+    "_the_child_is_lost": 2,
+    "_the_daemon_dies": 12,
+    "_the_daemon_will_die": 12,
+    "_the_machine_reboots": 2,
+    "_the_clock_jumps": 2,
+    "_metadata_differ": 5,
+    "_somebody_takes_the_subnet": 3,
+}
+"""What may happen, and how often compared with the rest."""
 
 
 class Story(scene.Scene):
@@ -109,27 +130,9 @@ class Story(scene.Scene):
     # ------------------------------------------------------------------ events
 
     def _event(self) -> Callable[[], str]:
-        weighted = {
-            self._pods_come: 30,
-            self._pods_go: 22,
-            self._pods_are_replaced: 6,
-            self._sandboxes_die: 4,
-            self._calls_are_repeated: 4,
-            self._time_passes: 12,
-            self._lag: 8,
-            self._replies_are_lost: 8,
-            self._calls_are_refused: 6,
-            self._calls_are_throttled: 4,
-            self._faults_end: 8,
-            self._the_child_is_lost: 2,
-            self._the_daemon_dies: 12,
-            self._the_daemon_will_die: 12,
-            self._the_machine_reboots: 2,
-            self._the_clock_jumps: 2,
-            self._metadata_differ: 5,
-            self._somebody_takes_the_subnet: 3,
-        }
-        return self.rng.choices([*weighted], [*weighted.values()])[0]
+        name = self.rng.choices([*EVENTS], [*EVENTS.values()])[0]
+        event: Callable[[], str] = getattr(self, name)
+        return event
 
     def _pods_come(self) -> str:
         count = self.rng.choice((1, 1, 1, 2, 3, 5, 9))

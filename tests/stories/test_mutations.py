@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from ledger import database, model, writes
 from ledger.writes import adoption, leases
 from reconciler import record, recovery
-from reconciler.planner import actions, budget, notation, stock
+from reconciler.planner import actions, budget, notation, release, stock
 from reconciler.providers import ec2
 from tests.stories import story, truths
 
@@ -40,14 +40,14 @@ def broken_until(expected: set[str]) -> set[str]:
 
 
 def leased_addresses_are_given_back(patch: pytest.MonkeyPatch) -> None:
-    """The planner forgets who is leased (upstream's pool after a restart), and no schema stops it."""
-    count = stock.count
+    """What is given back is chosen without a look at the leases, and no schema stops it."""
+    surplus = release.surplus
 
-    def blind(desired: model.Desired, *rest: Any) -> stock.Stock:
-        bare = tuple(dataclasses.replace(a, leased=False) for a in desired.addresses)
-        return count(dataclasses.replace(desired, addresses=bare, leases=()), *rest)
+    def blind(held: stock.Stock, *rest: Any) -> Iterator[actions.CloudStep]:
+        bare = [dataclasses.replace(h, leased=frozenset(), busy=False) for h in held.holdings]
+        yield from surplus(dataclasses.replace(held, holdings=tuple(bare)), *rest)
 
-    patch.setattr(stock, "count", blind)
+    patch.setattr(release, "surplus", blind)
     patch.setattr(writes, "addresses_releasing", lambda *_: None)
 
 
@@ -71,6 +71,7 @@ def lost_replies_are_repeated_blindly(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(record, "repeatable", again)
     patch.setattr(record, "settle", lambda *_: None)
     patch.setattr(adoption, "_adopt_address", lambda *_: False)
+    patch.setitem(story.EVENTS, "_replies_are_lost", 80)
 
 
 def a_repeated_interface_gets_a_new_token(patch: pytest.MonkeyPatch) -> None:
