@@ -78,6 +78,7 @@ class CloudLoop:
     ) -> None:
         self.ledger, self.cloud, self.settings, self.clock = ledger, cloud, settings, clock
         self.capacity_changed: Callable[[], None] = lambda: None
+        self.clock_set_back: Callable[[], None] = lambda: None
         self.heritage: Callable[[], Heritage | None] = lambda: None
         self.in_use: Callable[[], Collection[str] | None] = lambda: None
         self._quarantine = quarantine.Quarantine(settings.ip_cooldown_ms)
@@ -188,6 +189,7 @@ class CloudLoop:
         self._seen = model.Unknown("the clock was set back since", 0)
         self._ec2_down.until = self._imds_down.until = 0
         self._look_not_before = self._look_at = self._identify_at = 0
+        self.clock_set_back()
         self.capacity_changed()
 
     def _identified(self) -> bool:

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from apscheduler.schedulers import background
@@ -192,14 +192,20 @@ class Daemon:
             threading.Thread(target=self._watch_kernel, name="watch", daemon=True),
             threading.Thread(target=self._watch_nftables, name="watch nftables", daemon=True),
         ]
-        self._scheduler = _bells(
-            {
-                self.kernel_lane: settings.kernel_interval_s,
-                self.cloud_lane: settings.cloud_interval_s,
-                self.tidy_lane: TIDY_INTERVAL_S,
-            }
-        )
-        _now_and_then(self._scheduler, self._sweep, settings.sweep_interval_s)
+        self._scheduler = background.BackgroundScheduler(timezone="UTC", daemon=True)
+        self._hang_bells()
+        self.cloud_loop.clock_set_back = self._hang_bells
+
+    def _hang_bells(self) -> None:
+        """Have each lane rung every so often; again when the clock was set back, for APScheduler goes by it."""
+        self._scheduler.remove_all_jobs()
+        for lane, seconds in (
+            (self.kernel_lane, self.settings.kernel_interval_s),
+            (self.cloud_lane, self.settings.cloud_interval_s),
+            (self.tidy_lane, TIDY_INTERVAL_S),
+        ):
+            self._scheduler.add_job(lane.ring, "interval", seconds=seconds, coalesce=True)
+        _now_and_then(self._scheduler, self._sweep, self.settings.sweep_interval_s)
 
     def start(self) -> None:
         """Recover, open the door, then start everything that may be slow or down."""
@@ -220,9 +226,13 @@ class Daemon:
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Take no more calls, end the lanes, end the child; what was cut short is in the ledger."""
+        """Take no more calls, end the lanes, end the child; what was cut short is in the ledger.
+
+        Also what `start` left undone because it failed: its error is the one to be heard.
+        """
         log.info("stopping")
-        self._scheduler.shutdown(wait=False)
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
         self.server.run(self.verbs.release_waiting)
         self.server.stop(STOP_SECONDS)
         self.cloud.close()
@@ -376,10 +386,3 @@ def _now_and_then(
         next_run_time=dt.datetime.fromtimestamp(first, dt.UTC),
     )
 
-
-def _bells(intervals: Mapping[lanes.Lane, int]) -> background.BackgroundScheduler:
-    """A scheduler that rings each lane every so many seconds."""
-    scheduler = background.BackgroundScheduler(timezone="UTC", daemon=True)
-    for lane, seconds in intervals.items():
-        scheduler.add_job(lane.ring, "interval", seconds=seconds, coalesce=True)
-    return scheduler

@@ -44,7 +44,7 @@ class Lane:
         self._failed, self._worked = failed, worked
         self._condition = threading.Condition()
         self._rung = False
-        self._due: int | None = None
+        self._due: float | None = None
         self._stopping = False
         self._pause = BACKOFF_MS[0]
         self._rest_until = 0
@@ -62,9 +62,12 @@ class Lane:
             self._condition.notify_all()
 
     def ring_at(self, when: int) -> None:
-        """Ask for a tick at `when` (ms since the epoch), or earlier if it was asked for before."""
+        """Ask for a tick at `when` (ms since the epoch), or earlier if it was asked for before.
+
+        By the time until then, as it is now: a clock that is set meanwhile changes nothing.
+        """
         with self._condition:
-            self._due = when if self._due is None else min(self._due, when)
+            self._due_at(when)
             self._condition.notify_all()
 
     def ring_soon(self) -> int:
@@ -73,8 +76,7 @@ class Lane:
         Returns the number of ticks begun so far, for `await_tick`.
         """
         with self._condition:
-            when = max(self._clock() + SETTLE_MS, self._rest_until)
-            self._due = when if self._due is None else min(self._due, when)
+            self._due_at(max(self._clock() + SETTLE_MS, self._rest_until))
             self._condition.notify_all()
             return self._ticks
 
@@ -83,12 +85,20 @@ class Lane:
         with self._condition:
             self._condition.wait_for(lambda: self._ticks > begun or self._stopping)
 
+    def _due_at(self, when: int) -> None:
+        due = time.monotonic() + (when - self._clock()) / 1000
+        self._due = due if self._due is None else min(self._due, due)
+
     def stop(self, timeout: float) -> bool:
-        """End after the present tick; False if that took longer than `timeout` seconds."""
+        """End after the present tick; False if that took longer than `timeout` seconds.
+
+        One that was never started has ended.
+        """
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
-        self._thread.join(timeout)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -120,7 +130,7 @@ class Lane:
         """Until rung, due or stopping; False in the last case."""
         with self._condition:
             while not self._stopping:
-                left = None if self._due is None else (self._due - self._clock()) / 1000
+                left = None if self._due is None else self._due - time.monotonic()
                 if self._rung or (left is not None and left <= 0):
                     self._rung, self._due = False, None
                     self._ticks += 1

@@ -99,7 +99,8 @@ class Server:
         """
         self._stopping = True
         self._wake()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         with self._changed:
             self._changed.wait_for(lambda: not self._open, timeout)
             left = list(self._open)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.lab import spaces
 from tests.lab.kubelet import CniError
-from tests.lab.node import Node
+from tests.lab.node import DaemonFailed, Node
 from tests.lab.whole import Lab
 from tests.reconciler import live
 from tests.reconciler.live import changes, findings, rows, until
@@ -132,6 +132,17 @@ def test_a_thread_that_dies_ends_the_daemon() -> None:
     )
     assert done.stdout == "True\n"
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_a_start_that_fails_says_why_and_nothing_else(lab: Lab) -> None:
+    """A folder stands where the socket belongs: that is the last word, not what stopping half a daemon met."""
+    node = lab.nodes[0]
+    in_the_way = node.run / "vpcledger.sock" / "occupied"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(DaemonFailed) as told:
+        node.start_daemon()
+    assert "ended with 1" in str(told.value)
+    assert "vpcledger.sock" in node.tail(1)
 
 
 def test_a_reboot_costs_ec2_nothing(lab: Lab) -> None:

@@ -148,3 +148,25 @@ def test_whoever_waits_for_a_tick_is_let_go_when_the_lane_ends() -> None:
         waiting.start()
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
+
+
+def test_a_lane_that_was_never_started_has_ended() -> None:
+    """The daemon's start may fail before it comes to its lanes."""
+    made = lanes.Lane("test", lambda: None, Told().failed.put, lambda: None, clock)
+    assert made.stop(1)
+
+
+def test_a_clock_that_is_set_back_does_not_hold_up_what_was_due() -> None:
+    told, skew = Told(), 0
+
+    def set_back() -> int:
+        return clock() - skew
+
+    made = lanes.Lane(
+        "test", lambda: told.ticks.put(clock()), told.failed.put, lambda: None, set_back
+    )
+    made.start()
+    made.ring_at(set_back() + 200)
+    skew = 3_600_000
+    assert told.ticks.get(timeout=PATIENCE)
+    assert made.stop(PATIENCE)

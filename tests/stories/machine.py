@@ -91,12 +91,13 @@ class Machine:
         )  # fmt: skip
         self.loop.capacity_changed = self.cloud_loop.capacity_changed = self._capacity_changed
         self.loop.eni_lost = self._eni_lost
+        self.loop.reap_soon = lambda: self.rung.add("reap")
         self.running = True
-        self.due = {lane: now() + every for lane, every in INTERVALS_MS.items()}
+        self.due = {lane: self.time.elapsed_ms() + every for lane, every in INTERVALS_MS.items()}
         self.rung = set()
         with self._deadly():
             recovery.first_minute(self.ledger, self.loop, self.boot_id, self.spool, now)
-            self.rung = {"kernel", "cloud"}
+            self.rung = {"kernel", "cloud", "reap"}
 
     def crash(self) -> None:
         """All that is not in the file is gone."""
@@ -140,7 +141,7 @@ class Machine:
         """Let every lane run that is rung or due, until none is."""
         ready: set[str] = set()
         for _ in range(200):
-            now = self.time.now_ms()
+            now = self.time.elapsed_ms()
             ready = self.rung | {lane for lane, at in self.due.items() if at <= now}
             if not self.running or not ready:
                 return
@@ -156,7 +157,7 @@ class Machine:
         raise AssertionError(f"the lanes come to no rest: {sorted(ready)}")
 
     def next_due(self) -> int | None:
-        """When (ms, by the node's clock) a lane is due next; None while the daemon is away."""
+        """When (ms, by a clock that nobody sets) a lane is due next; None while the daemon is away."""
         return min(self.due.values()) if self.running and self.due else None
 
     def _tick(self, lane: str) -> int | None:
@@ -166,6 +167,8 @@ class Machine:
             case "cloud":
                 self.cloud_loop.tick()
                 return self.cloud_loop.next_at()
+            case "reap":
+                self.loop.reap()
             case "waits":
                 self.verbs.retry_waiting()
             case "tidy":
@@ -175,7 +178,8 @@ class Machine:
         return None
 
     def _ring_at(self, lane: str, at: int) -> None:
-        self.due[lane] = min(at, self.due.get(lane, at))
+        due = self.time.elapsed_ms() + at - self.time.now_ms()  # as reconciler.lanes does
+        self.due[lane] = min(due, self.due.get(lane, due))
 
     def _ring_cloud(self, urgent: bool) -> None:
         if urgent:

@@ -82,7 +82,7 @@ class Scene:
         while (left := until - self.cloud.clock.now()) > 0:
             due = self.machine.next_due()
             if due is not None:
-                left = min(left, max((due - self.time.now_ms()) / 1000, 0.001))
+                left = min(left, max((due - self.time.elapsed_ms()) / 1000, 0.001))
             at = self.cloud.next_due()
             if at is not None:
                 left = min(left, max(at - self.cloud.clock.now(), 0.001))
