@@ -385,4 +385,3 @@ def _now_and_then(
         coalesce=True,
         next_run_time=dt.datetime.fromtimestamp(first, dt.UTC),
     )
-
