@@ -12,6 +12,8 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # The Python to build .venv with; unset, the first that will do. Arguments for pytest, the lab.
 export PYTHON
 ARGS ?=
+# Tests run in so many processes, a file at a time in each; 0 runs them in one, in order.
+JOBS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -32,7 +34,7 @@ lab: setup  ## A VPC on this machine: two nodes, 40 pods, real CNI calls, real p
 
 .PHONY: test
 test: setup  ## All tests; ARGS="-k wiring" for some of them
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 	@echo "$(LEFT_OUT)"
 
 ##@ Work on it
