@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import gc
 import logging
 import os
 import random
@@ -224,6 +225,8 @@ class Daemon:
         for thread in self._watching:
             thread.start()
         self._scheduler.start()
+        gc.collect()
+        gc.freeze()  # what was imported stays, and no collection looks at it again
 
     def stop(self) -> None:
         """Take no more calls, end the lanes, end the child; what was cut short is in the ledger.

@@ -68,7 +68,6 @@ class Lane:
         """
         with self._condition:
             self._due_at(when)
-            self._condition.notify_all()
 
     def ring_soon(self) -> int:
         """Ask for a tick for the sake of news nobody waits for: when they have settled, and not too often.
@@ -77,17 +76,19 @@ class Lane:
         """
         with self._condition:
             self._due_at(max(self._clock() + SETTLE_MS, self._rest_until))
-            self._condition.notify_all()
             return self._ticks
+
+    def _due_at(self, when: int) -> None:
+        """A thread that is to wake at an earlier time already is not woken for this: that is costly."""
+        due = time.monotonic() + (when - self._clock()) / 1000
+        if self._due is None or due < self._due:
+            self._due = due
+            self._condition.notify_all()
 
     def await_tick(self, begun: int) -> None:
         """Wait until more ticks have begun than that, or the lane ends."""
         with self._condition:
             self._condition.wait_for(lambda: self._ticks > begun or self._stopping)
-
-    def _due_at(self, when: int) -> None:
-        due = time.monotonic() + (when - self._clock()) / 1000
-        self._due = due if self._due is None else min(self._due, due)
 
     def stop(self, timeout: float) -> bool:
         """End after the present tick; False if that took longer than `timeout` seconds.
