@@ -67,6 +67,14 @@ class Netns:
         ns.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         return ns
 
+    @classmethod
+    def at(cls, path: str | Path) -> Self:
+        """The namespace that somebody else has bound to a path, held open; OSError if it is not there."""
+        ns = cls.__new__(cls)
+        ns.bound = None
+        ns.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return ns
+
     def _make(self) -> int:
         system_call("unshare", NEWNET)
         loopback_up()

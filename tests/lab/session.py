@@ -114,11 +114,12 @@ def _open_the_way(*targets: Path) -> None:
     for target in targets:
         for folder in reversed(target.parents):
             if not folder.stat().st_mode & 0o001:
-                _cover(folder)
+                cover(folder)
     os.chdir(Path.cwd())  # into what now stands there
 
 
-def _cover(folder: Path) -> None:
+def cover(folder: Path) -> None:
+    """Show a folder's entries in a tmpfs laid over it, so that others can be made beside them."""
     behind = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     mount("tmpfs", str(folder), "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
     for entry in os.scandir(f"/proc/self/fd/{behind}"):
