@@ -20,11 +20,15 @@ from tests.bench import rivals
 from tests.bench.stopwatch import BenchError
 from tests.lab import node as nodes
 from tests.lab.node import Node
+from tests.lab.whole import Lab
 
 REACH = {
     "add_p50_vs_ptp": 0.20,
     "add_p50_vs_floor": 1.4,
     "del_p50_vs_ptp": 0.3,
+    "add_p99_busy_vs_idle": 1.5,
+    "add_p50_throttled_vs_idle": 1.5,
+    "add_p50_250_vs_10": 1.5,
     "add_rate30_vs_ptp": 10.0,
     "del_rate30_vs_ptp": 5.0,
     "add_p50_1000_vs_10": 1.5,
@@ -64,8 +68,12 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bench:
-    """Who takes part, and how thorough to be: `n` calls of each kind, `many` pods for a large node."""
+    """Who takes part, and how thorough to be: `n` calls of each kind, `many` pods for a large node.
 
+    `soak` is how many pods come and go before the memory is read, 0 for as many as take a few seconds.
+    """
+
+    lab: Lab
     node: Node
     ours: rivals.Plugin
     ptp: rivals.Plugin | None
@@ -73,6 +81,7 @@ class Bench:
     n: int
     crowd: int
     many: int
+    soak: int = 0
 
     def plugins(self) -> tuple[rivals.Plugin, ...]:
         """Ours and, where it is installed, ptp."""
@@ -98,13 +107,13 @@ def sequential(bench: Bench) -> Iterator[Figure]:
         for there, pod, act in itertools.product((True, False), range(ROUND), order):
             act(pod, there)
     floor = sum(statistics.median(add[part]) for part in ("wiring", "sync", "echo")) / 1e3
-    parts = ", ".join(f"{part} {_p50(add[part]):.0f}" for part in ("wiring", "sync", "echo"))
+    parts = ", ".join(f"{part} {p50(add[part]):.0f}" for part in ("wiring", "sync", "echo"))
     if bench.ptp:
-        yield _times("add_p50_vs_ptp", add["ours"], _p50(add["ptp"]), f"ptp {_p50(add['ptp']):.0f}")
-    yield _times("add_p50_vs_floor", add["ours"], floor, f"floor {floor:.0f}: {parts}")
+        yield times("add_p50_vs_ptp", add["ours"], p50(add["ptp"]), f"ptp {p50(add['ptp']):.0f}")
+    yield times("add_p50_vs_floor", add["ours"], floor, f"floor {floor:.0f}: {parts}")
     if bench.ptp:
-        waits = f"ptp {_p50(gone['ptp']):.0f}, the kernel's own {_p50(gone['wiring']):.0f}"
-        yield _times("del_p50_vs_ptp", gone["ours"], _p50(gone["ptp"]), waits)
+        waits = f"ptp {p50(gone['ptp']):.0f}, the kernel's own {p50(gone['wiring']):.0f}"
+        yield times("del_p50_vs_ptp", gone["ours"], p50(gone["ptp"]), waits)
 
 
 def _caller(plugin: rivals.Plugin, add: Times, gone: Times) -> Callable[[int, bool], None]:
@@ -143,7 +152,7 @@ def rate(bench: Bench) -> Iterator[Figure]:
         us, them = (len(took) / whole[who, verb] * 1e9 for who in ("ours", "ptp"))
         note = f"ours {us:.0f}/s, ptp {them:.0f}/s"
         name = f"{verb.lower()}_rate30_vs_ptp"
-        yield Figure(name, us / them, _p50(took), _p99(took), len(took), note)
+        yield Figure(name, us / them, p50(took), p99(took), len(took), note)
 
 
 def crowded(bench: Bench) -> Iterator[Figure]:
@@ -153,16 +162,21 @@ def crowded(bench: Bench) -> Iterator[Figure]:
     ours.have(bench.many + ROUND)
     turns = max(2, bench.n // ROUND // 2)
     ours.many("ADD", range(ROUND))
-    few = _additions(ours, probes, turns)
-    ours.many("ADD", range(ROUND, bench.many))
-    full = _additions(ours, probes, turns)
-    yield _times("add_p50_1000_vs_10", full, _p50(few),
-                 f"{bench.many} pods against {ROUND}: {_p50(few):.0f}")  # fmt: skip
+    few = additions(ours, probes, turns)
+    some = min(LEASES_AT_START, bench.many)
+    ours.many("ADD", range(ROUND, some))
+    half = additions(ours, probes, turns)
+    ours.many("ADD", range(some, bench.many))
+    full = additions(ours, probes, turns)
+    against = f"pods against {ROUND}: {p50(few):.0f}"
+    yield times("add_p50_250_vs_10", half, p50(few), f"{some} {against}")
+    yield times("add_p50_1000_vs_10", full, p50(few), f"{bench.many} {against}")
     yield _observing(bench)
     ours.many("DEL", range(bench.many))
 
 
-def _additions(ours: rivals.Plugin, pods: Sequence[int], turns: int) -> list[int]:
+def additions(ours: rivals.Plugin, pods: Sequence[int], turns: int) -> list[int]:
+    """Nanoseconds of one ADD after the other for these pods, which go again together, so many times."""
     took = []
     for _ in range(turns):
         took += [ours.one("ADD", pod) for pod in pods]
@@ -180,22 +194,25 @@ def _observing(bench: Bench) -> Figure:
         eye.observe()
         looking.append(time.perf_counter_ns() - began)
     eye.close()
-    note = f"receiving {_p50(receiving):.0f}, {bench.many} pods"
-    return _times("observe_1000_vs_recv", looking, _p50(receiving), note)
+    note = f"receiving {p50(receiving):.0f}, {bench.many} pods"
+    return times("observe_1000_vs_recv", looking, p50(receiving), note)
 
 
 def memory(bench: Bench) -> Iterator[Figure]:
-    """What the daemon and its child hold after many additions and deletions."""
+    """What the daemon and its child hold after many additions and deletions, and whether it grows."""
     bench.ours.have(bench.crowd)
     assert bench.node.daemon is not None
-    before, rounds = rivals.resident_mib(bench.node.daemon.pid), max(1, bench.n // 40)
-    for _, verb in itertools.product(range(rounds), ("ADD", "DEL")):
-        bench.ours.many(verb, range(bench.crowd))
-    after = rivals.resident_mib(bench.node.daemon.pid)
-    count = rounds * bench.crowd
-    yield Figure(
-        "rss_mib", after, 0, 0, count, f"MiB; {before:.0f} before {count} pods came and went"
-    )
+    held, count = [], 0
+    rounds = max(8, bench.n // 25, -(-bench.soak // bench.crowd))
+    for _ in range(rounds):
+        for verb in ("ADD", "DEL"):
+            bench.ours.many(verb, range(bench.crowd))
+        count += bench.crowd
+        held.append(rivals.resident_mib(bench.node.daemon.pid))
+    late = held[len(held) // 2 :]
+    slope = statistics.linear_regression(range(len(late)), late).slope * 1000 / bench.crowd
+    note = f"MiB; {held[0]:.0f} at first, {slope:+.2f} MiB per 1000 of the later {len(late)} rounds"
+    yield Figure("rss_mib", held[-1], 0, 0, count, note)
 
 
 def start(bench: Bench) -> Iterator[Figure]:
@@ -219,7 +236,7 @@ def start(bench: Bench) -> Iterator[Figure]:
         ours.one("DEL", leases)
     node.netns.command("nft", "delete", "table", "ip", "dead")
     ours.many("DEL", range(leases))
-    yield Figure("start_to_add_s", statistics.median(took) / 1e9, _p50(took), max(took) / 1e3,
+    yield Figure("start_to_add_s", statistics.median(took) / 1e9, p50(took), max(took) / 1e3,
                  len(took), f"seconds, with {leases} leases, EC2 and metadata dead")  # fmt: skip
 
 
@@ -246,15 +263,6 @@ table ip dead {
 }
 """
 
-CASES: dict[Callable[[Bench], Iterator[Figure]], tuple[str, ...]] = {
-    sequential: ("add_p50_vs_ptp", "add_p50_vs_floor", "del_p50_vs_ptp"),
-    rate: ("add_rate30_vs_ptp", "del_rate30_vs_ptp"),
-    crowded: ("add_p50_1000_vs_10", "observe_1000_vs_recv"),
-    memory: ("rss_mib",),
-    start: ("start_to_add_s",),
-}
-"""Which case measures which figures."""
-
 
 def await_free(node: Node, count: int) -> None:
     """Wait until the daemon has so many free addresses; EC2's pace is no event, so look now and then."""
@@ -275,13 +283,16 @@ def leases(node: Node) -> int:
     return len(json.loads(node.product("show", "pods", "--json").stdout))
 
 
-def _times(name: str, ours: list[int], other_us: float, note: str) -> Figure:
-    return Figure(name, _p50(ours) / other_us, _p50(ours), _p99(ours), len(ours), note)
+def times(name: str, ours: list[int], other_us: float, note: str) -> Figure:
+    """The ratio of medians."""
+    return Figure(name, p50(ours) / other_us, p50(ours), p99(ours), len(ours), note)
 
 
-def _p50(ns: list[int]) -> float:
+def p50(ns: list[int]) -> float:
+    """Microseconds of the median."""
     return statistics.median(ns) / 1e3
 
 
-def _p99(ns: list[int]) -> float:
+def p99(ns: list[int]) -> float:
+    """Microseconds of the 99th percentile."""
     return sorted(ns)[min(len(ns) - 1, int(len(ns) * 0.99))] / 1e3
