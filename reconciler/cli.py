@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     shadow.add_argument("--json", action="store_true", help="print JSON, a line for each look")
     shadow.set_defaults(run=_shadow)
     handback = commands.add_parser("handback", help="give this node back to the VPC CNI (as root)")
+    handback.add_argument(
+        "--finish", action="store_true", help="afterwards, with the VPC CNI running: clean up"
+    )
     handback.set_defaults(run=_handback)
     unchain = commands.add_parser(
         "unchain",
@@ -383,10 +386,11 @@ def _unchain(arguments: argparse.Namespace, _: knobs.Settings, __: object) -> in
     return 0
 
 
-def _handback(_: argparse.Namespace, settings: knobs.Settings, __: object) -> int:
+def _handback(arguments: argparse.Namespace, settings: knobs.Settings, _: object) -> int:
     from reconciler import daemon, handback
 
-    for line in handback.hand_back(settings, daemon.clock):
+    done = handback.finish() if arguments.finish else handback.hand_back(settings, daemon.clock)
+    for line in done:
         print(line, flush=True)
     return 0
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ledger import database, integrity, migrate, model, reads, writes
-from reconciler import errors
+from reconciler import errors, host_loop
 from reconciler import settings as knobs
-from reconciler.planner import actions, takeover, wiring
+from reconciler.planner import actions, nat, takeover, wiring
 from reconciler.providers import host, kernel, upstream
 
 
@@ -45,6 +45,15 @@ def hand_back(settings: knobs.Settings, clock: Callable[[], int]) -> Iterator[st
         with ledger.write(durable=True) as tx:
             writes.hand_back(tx, clock())
     yield f"the ledger is {integrity.set_aside(path, 'handed-back')}; start the VPC CNI now"
+    yield f"table ip {nat.TABLE} serves its pods until then: `vpcledger handback --finish` takes it away"
+
+
+def finish() -> Iterator[str]:
+    """The VPC CNI runs and has its own translation: take ours away. Again is no harm."""
+    [outcome] = host_loop.hands().apply([actions.RemoveTable(nat.TABLE)])
+    if outcome.error:
+        raise errors.TryLater("nat_failed", f"{outcome.error}: {outcome.text}")
+    yield f"table ip {nat.TABLE} is gone"
 
 
 def _carry_out(hands: kernel.Kernel, steps: Sequence[actions.KernelAction]) -> None:

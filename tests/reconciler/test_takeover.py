@@ -164,6 +164,9 @@ def test_a_node_goes_over_and_back_and_over_again_under_traffic(old: Upstream) -
         assert "proto 201" not in node.netns.command("ip", "route", "show", "table", "all")
         assert node.product("handback").returncode == 1  # and has not emptied the checkpoint
         assert set(old.take_back()) == {pod.address for pod in (*pods, ours)}
+        assert "table ip vpcledger" in node.netns.command("nft", "list", "tables")
+        assert node.product("handback", "--finish").returncode == 0
+        assert "table ip vpcledger" not in node.netns.command("nft", "list", "tables")
         old.delete(ours)
         late = old.start("late")
         node.start_daemon()
