@@ -218,7 +218,6 @@ class Daemon:
         log.info("serving on %s", self.settings.socket_path)
         for lane in self._lanes():
             lane.start()
-        self.kernel_lane.ring()
         self.cloud_lane.ring()
         self.checkpoint_lane.ring()
         self.reap_lane.ring()
@@ -359,9 +358,12 @@ class Daemon:
         """Have the kernel's lane look soon after the kernel said that something changed.
 
         Soon and not at once: the news of one pod's wiring come in a burst, and one look serves all. Until
-        it begins there is nothing to be learnt from more of them, and the door has the processor.
+        it begins there is nothing to be learnt from more of them, and the door has the processor. The first
+        look waits until we listen: of what changed between the two nobody would tell.
         """
-        for _ in self.kernel.watch():
+        news = self.kernel.watch()
+        self.kernel_lane.ring()
+        for _ in news:
             self.kernel_lane.await_tick(self.kernel_lane.ring_soon())
 
     def _watch_nftables(self) -> None:
@@ -371,6 +373,7 @@ class Daemon:
         except OSError as failed:
             log.warning("no news of nftables: %s", failed)
             return
+        self.nat_lane.ring()
         for _ in news:
             self.nat_lane.ring_soon()
 

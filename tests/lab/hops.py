@@ -100,7 +100,8 @@ class Trail:
         ):
             self._configure(kind, value)
         self._socket.setblocking(False)
-        netns.command("nft", "-f", "-", stdin="\n".join(_table(bit)))
+        self._bit = bit
+        self.resume()
 
     def hops(self, **wanted: Any) -> list[Hop]:
         """What has passed so far, in order; `wanted` are fields and the values they must have.
@@ -116,12 +117,21 @@ class Trail:
 
     def forget(self) -> None:
         """Start afresh."""
-        self._drain()
+        while self._overrun():
+            pass
         self._hops.clear()
+
+    def pause(self) -> None:
+        """See nothing until `resume`: streams of packets are more than a socket holds."""
+        self._netns.command("nft", "delete", "table", "ip", "lab_trail")
+
+    def resume(self) -> None:
+        """Look (again)."""
+        self._netns.command("nft", "-f", "-", stdin="\n".join(_table(self._bit)))
 
     def close(self) -> None:
         """Take the observer away."""
-        self._netns.command("nft", "delete", "table", "ip", "lab_trail")
+        self.pause()
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -139,6 +149,16 @@ class Trail:
         code = -struct.unpack_from("i", self._socket.recv(4096), 16)[0]
         if code:
             raise OSError(code, f"nfnetlink_log: {errno.errorcode.get(code, code)}")
+
+    def _overrun(self) -> bool:
+        """Drain; True if the kernel says in between that it had to leave some out."""
+        try:
+            self._drain()
+        except OSError as failed:
+            if failed.errno != errno.ENOBUFS:
+                raise
+            return True
+        return False
 
     def _drain(self) -> None:
         self._learn()

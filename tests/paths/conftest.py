@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.lab import spaces
-from tests.paths import reference
 from tests.paths.town import SETTINGS, Town
 
 
@@ -30,8 +29,6 @@ def mode(request: pytest.FixtureRequest) -> str:
 def town(the_town: Town, mode: str) -> Iterator[Town]:
     """The town in that mode. A test that has lost packets on purpose says so by `forget`."""
     the_town.mode(mode)
-    for node in the_town.lab.nodes:
-        reference.lay(node, mode)
     the_town.forget()
     yield the_town
     the_town.nothing_lost()

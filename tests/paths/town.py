@@ -10,7 +10,9 @@ What does not belong here: the table of what is right for which path and setting
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -40,11 +42,25 @@ SETTINGS: dict[str, dict[str, str]] = {
 }
 """The modes of source translation, each with what it sets besides the defaults."""
 
-_DEFAULTS = {
+DEFAULTS = {
     "AWS_VPC_K8S_CNI_RANDOMIZESNAT": "prng",
     "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "",
     "AWS_VPC_K8S_CNI_EXTERNALSNAT": "false",
+    "AWS_VPC_K8S_CNI_CONNMARK": "0x80",
+    "AWS_VPC_K8S_CNI_VETHPREFIX": "eni",
+    "AWS_VPC_CNI_NODE_PORT_SUPPORT": "true",
 }
+"""What is set without being asked for, so that a restart takes back what the last one set."""
+
+_PLAIN = r"^(?!.*172\.16\.0\.0/16)"
+TABLES = {
+    "prng": _PLAIN + r".*snat to [0-9.]+ fully-random",
+    "hashrandom": _PLAIN + r".*snat to [0-9.]+ random",
+    "none": _PLAIN + r".*snat to [0-9.]+\n",
+    "excluded": r"172\.16\.0\.0/16.*snat to [0-9.]+ fully-random",
+    "external": r"^table(?!.*snat to)",
+}
+"""By which a listing of the daemon's table tells its mode (regular expressions)."""
 
 
 MASQUERADE = 0x4000
@@ -155,18 +171,38 @@ class Town:
     def mode(self, name: str) -> None:
         """Restart both daemons with the settings of a mode, if they have others."""
         if name != self.now:
-            self.restart(**SETTINGS[name])
+            self.restart(TABLES[name], SETTINGS[name])
             self.now = name
 
-    def restart(self, **settings: str) -> None:
-        """Restart both daemons with these settings besides the defaults."""
+    def restart(self, tells: str, settings: dict[str, str], *, nodes: int = 2) -> None:
+        """Restart the daemons, or the first node's alone, with these settings besides the defaults.
+
+        They serve pods at once, as before; the settings are in force when the listing of their table
+        matches `tells`.
+        """
 
         def again(node: Node) -> None:
             node.stop_daemon()
-            node.start_daemon(**{**_DEFAULTS, **settings})
+            node.start_daemon(**{**DEFAULTS, **settings})
+            self.until(
+                lambda: re.search(tells, table_of(node), re.DOTALL),
+                f"settings of {node.name} in force",
+            )
 
-        self.lab.on_each(again, self.lab.nodes)
+        self.lab.on_each(again, self.lab.nodes[:nodes])
         self.now = ""
+
+    @staticmethod
+    def until(seen: Callable[[], object], what: str, *, seconds: float = 20.0) -> float:
+        """Another process's doing, of which nothing tells us: looked for until a deadline.
+
+        Returns the seconds that it took.
+        """
+        began = time.monotonic()
+        while not seen():
+            assert time.monotonic() < began + seconds, f"not seen in {seconds} s: {what}"
+            time.sleep(0.005)
+        return time.monotonic() - began
 
     # ── walking ───────────────────────────────────────────────────────────────────────────────
 
@@ -206,6 +242,18 @@ class Town:
             spoken |= set(map(_ends, hops))
         self._before = spoken
         return answer
+
+    @contextlib.contextmanager
+    def unobserved(self) -> Iterator[None]:
+        """Without the trails, for as long as streams flow."""
+        trails = (*self.trails.values(), self.vpc)
+        for trail in trails:
+            trail.pause()
+        try:
+            yield
+        finally:
+            for trail in trails:
+                trail.resume()
 
     def nothing_lost(self) -> None:
         """Neither the source check nor the internet gateway has dropped anything since `forget`."""
@@ -284,6 +332,11 @@ class Town:
         for node_pods in self.pods:
             for pods in node_pods.values():
                 yield from ((pod.pod, pod.netns) for pod in pods)
+
+
+def table_of(node: Node) -> str:
+    """A listing of the daemon's table, without counters."""
+    return node.netns.command("nft", "-s", "list", "table", "ip", "vpcledger")
 
 
 def _held(where: str, legs: list[Leg], hops: list[Hop]) -> None:
