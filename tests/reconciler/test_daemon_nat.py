@@ -78,6 +78,38 @@ def test_off_the_vpc_a_pods_packets_leave_by_eth0_with_the_nodes_address(
     assert 'oifname "eth0" ip daddr 198.51.100.1 counter packets 1 ' in counted
 
 
+FOREIGN_BIT = 0x40000
+
+
+def test_others_bits_of_a_packets_mark_survive_on_every_packet(node: Node, second: Sandbox) -> None:
+    """Somebody marks before us; all of it is still there when the packet leaves, with ours beside it."""
+    nft(
+        node,
+        "-f",
+        "-",
+        stdin=f"""
+table ip somebody {{
+    chain early {{
+        type filter hook prerouting priority -160; policy accept;
+        iifname "eni*" ip daddr {INTERNET} meta mark set meta mark | {FOREIGN_BIT}
+    }}
+    chain late {{
+        type filter hook postrouting priority 300; policy accept;
+        oifname "eth0" ip daddr {INTERNET} meta mark {FOREIGN_BIT | 0x80:#x} counter comment "both"
+        oifname "eth0" ip daddr {INTERNET} counter comment "all"
+    }}
+}}
+""",
+    )
+    try:
+        second.netns.command("ping", "-c3", "-i0.1", "-W5", INTERNET)
+        counted = nft(node, "list", "table", "ip", "somebody")
+    finally:
+        nft(node, "delete", "table", "ip", "somebody")
+    lines = [line for line in counted.splitlines() if "counter" in line]
+    assert [line.partition("packets ")[2].split()[0] for line in lines] == ["3", "3"]
+
+
 COUNTING = f"""
 table ip counting {{
     chain out {{
