@@ -360,6 +360,26 @@ class ObservedKernel:
 
 
 @dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A pod's sandbox as the runtime lists it; `ready` is False once it was stopped or has died."""
+
+    id: str
+    pod_namespace: str = ""
+    pod_name: str = ""
+    pod_uid: str = ""
+    ready: bool = True
+    created_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedRuntime:
+    """All sandboxes the container runtime knew at `at`."""
+
+    at: int
+    sandboxes: tuple[Sandbox, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """One look outside; a side nobody asked or that could not answer is Unknown."""
 

@@ -33,13 +33,15 @@ from reconciler import (
     loop,
     privileges,
     recovery,
+    runtime,
     server,
+    sweeper,
     takeover,
     verbs,
 )
 from reconciler import settings as knobs
 from reconciler.planner import actions
-from reconciler.providers import conflist, host, kernel, upstream
+from reconciler.providers import conflist, cri, host, kernel, upstream
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     end = End()
     sys.setswitchinterval(SWITCH_S)
     prepare_folders(settings)
+    asking = runtime.Runtime(lambda: cri.observe(settings.cri_socket))
     publisher = privileges.Publisher(lambda text: host.publish(settings, text))
     inheritance = upstream.observe(settings.checkpoint, settings.cni_cache_dir)  # root's files
     privileges.become(settings.uid)
@@ -81,13 +84,16 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
             writes.record_settings(
                 tx, [(r.name, r.value, r.raw, r.source) for r in readings], clock()
             )
-        daemon = Daemon(book, settings, publisher, inheritance)
+        daemon = Daemon(book, settings, publisher, inheritance, asking.observe)
         try:
-            daemon.start()
-            end.wait()
+            daemon.start()  # what stops it says why; there is nothing to stop then
+            try:
+                end.wait()
+            finally:
+                daemon.stop()
         finally:
-            daemon.stop()
             publisher.close()
+            asking.close()
     return 1 if end.broken else 0
 
 
@@ -150,6 +156,7 @@ class Daemon:
         settings: knobs.Settings,
         publisher: privileges.Publisher,
         inheritance: model.Inheritance,
+        ask_runtime: Callable[[], runtime.Seen],
     ) -> None:
         self.ledger, self.settings, self.publisher = book, settings, publisher
         self.inheritance = inheritance
@@ -169,6 +176,7 @@ class Daemon:
         self.wait_lane = self._lane("waits", self._tick_waits)
         self.checkpoint_lane = self._lane("checkpoint", self._tick_checkpoint)
         self.reap_lane = self._lane("reap", self._tick_reap)
+        self.sandbox_lane = self._lane("sandboxes", self._tick_sandboxes)
         self.verbs = verbs.Verbs(
             ledger=book,
             loop=self.loop,
@@ -178,6 +186,15 @@ class Daemon:
             ring_cloud=self._ring_cloud,
             wake_at=self.wait_lane.ring_at,
             own_netns=os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC),
+        )
+        self.sweeper = sweeper.Sweeper(
+            ledger=book,
+            loop=self.loop,
+            runtime=ask_runtime,
+            has_runtime=lambda: Path(settings.cri_socket).exists(),
+            held=lambda: frozenset(self.verbs.waiting),
+            clock=clock,
+            ended=lambda: self._ring_cloud(urgent=False),
         )
         self.server = server.Server(Path(settings.socket_path), self.verbs.handle)
         self.loop.engine = self.server.run
@@ -204,6 +221,7 @@ class Daemon:
             (self.kernel_lane, self.settings.kernel_interval_s),
             (self.cloud_lane, self.settings.cloud_interval_s),
             (self.tidy_lane, TIDY_INTERVAL_S),
+            (self.sandbox_lane, self.settings.sandbox_interval_s),
         ):
             self._scheduler.add_job(lane.ring, "interval", seconds=seconds, coalesce=True)
         _now_and_then(self._scheduler, self._sweep, self.settings.sweep_interval_s)
@@ -253,6 +271,7 @@ class Daemon:
             self.wait_lane,
             self.checkpoint_lane,
             self.reap_lane,
+            self.sandbox_lane,
         )
 
     def _lane(self, name: str, tick: lanes.Tick) -> lanes.Lane:
@@ -280,6 +299,10 @@ class Daemon:
         self._say("cloud", self.cloud_loop.tick())
         self._publish()
         return self.cloud_loop.next_at()
+
+    def _tick_sandboxes(self) -> int | None:
+        self.sweeper.tick()
+        return None
 
     def _tick_tidy(self) -> int | None:
         self.server.run(self._take_spool_in)

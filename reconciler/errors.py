@@ -49,6 +49,10 @@ REASONS: dict[str, str] = {
     "conflist_unwritable": "The conflist could not be put in place; the text says why: its folder refuses,"
     " or a plugin it chains is not in the host's folder of CNI executables.",
     "gc_disagrees": "GC left out a sandbox whose link is alive; its lease stays until both agree.",
+    "sandbox_doubtful": "One witness says that this sandbox is gone and not two: its lease is in doubt and"
+    " keeps the address until they agree, or its deletion comes.",
+    "runtime_silent": "The container runtime's socket gave no list of sandboxes; links and the names of"
+    " network namespaces have to do meanwhile.",
     "stopping": "The daemon is being stopped; the next one serves the runtime's next try.",
     "spool_unreadable": "A spooled deletion could not be read; it was set aside for inspection.",
     "bad_setting": "A setting's value cannot be used; the text says what could stand there.",

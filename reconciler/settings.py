@@ -318,6 +318,14 @@ class Settings:
     boot_id_path: str = knob("VPCLEDGER_BOOT_ID_PATH", "/proc/sys/kernel/random/boot_id", _text)
     """File whose content changes with every boot."""
 
+    cri_socket: str = knob("VPCLEDGER_CRI_SOCKET", "/run/containerd/containerd.sock", _text)
+    """The container runtime's CRI socket, of which only the list of sandboxes is asked. Without it, links
+    and the names of network namespaces have to tell which sandboxes live."""
+
+    sandbox_interval_s: int = knob("VPCLEDGER_SANDBOX_INTERVAL", 15, _integer(1))
+    """Seconds between two looks for sandboxes that ended without a deletion. Two of them, at least five
+    seconds apart, have to agree before a lease ends."""
+
     add_wait_ms: int = knob("VPCLEDGER_ADD_WAIT", 5_000, _seconds_as_ms)
     """Seconds an ADD that finds no address is held while EC2 is asked for more, before it is answered
     with error 11 and its reason. 0 answers at once."""

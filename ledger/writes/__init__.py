@@ -47,7 +47,15 @@ from ledger.writes.kernel import (
     plan_installed,
     retire,
 )
-from ledger.writes.leases import activate, claim, end, mark_in_doubt, note_late_delete
+from ledger.writes.leases import (
+    activate,
+    claim,
+    doubt,
+    end,
+    identify,
+    mark_in_doubt,
+    note_late_delete,
+)
 from ledger.writes.record import (
     close_finding,
     open_finding,
@@ -73,6 +81,7 @@ __all__ = [
     "claim",
     "clock_stepped_back",
     "close_finding",
+    "doubt",
     "end",
     "eni_attaching",
     "eni_created",
@@ -82,6 +91,7 @@ __all__ = [
     "forget_installed",
     "forget_owner_installed",
     "hand_back",
+    "identify",
     "installed_failed",
     "intent_done",
     "intent_failed",

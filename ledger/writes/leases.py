@@ -140,6 +140,26 @@ _OF_OTHER_BOOTS = Statement(
 _DOUBT = Statement(
     update(_leases).where(_leases.c.id == bindparam("id")).values(state=schema.word("in_doubt"))
 )
+_DOUBT_ONE = Statement(
+    update(_leases)
+    .where(_leases.c.id == bindparam("id"), _leases.c.state == schema.word("active"))
+    .values(state=schema.word("in_doubt"))
+    .returning(_leases.c.address)
+)
+_IDENTIFY = Statement(
+    update(_leases)
+    .where(_leases.c.id == bindparam("of"), _leases.c.ended_at.is_(None))
+    .values(
+        {name: bindparam(name) for name in ("container_id", "pod_namespace", "pod_name", "pod_uid")}
+    )
+)
+_HAS_KEY = Statement(
+    select(_leases.c.id).where(
+        _leases.c.container_id == bindparam("container_id"),
+        _leases.c.ended_at.is_(None),
+        _leases.c.id != bindparam("id"),
+    )
+)
 _late = sqlite.insert(schema.late_deletes)
 _LATE_DELETE = Statement(
     _late.on_conflict_do_update(
@@ -294,6 +314,30 @@ def mark_in_doubt(tx: Write, boot_id: str, now: int) -> int:
         journal.line(tx, now, "lease.in_doubt", address, lease_id=lease_id, address=address)
         doubtful += 1
     return doubtful
+
+
+def doubt(tx: Write, lease_id: int, now: int) -> None:
+    """One witness against an active lease and not two: it keeps its address until that is settled."""
+    row = tx.one(_DOUBT_ONE, id=lease_id)
+    if row is not None:
+        journal.line(tx, now, "lease.in_doubt", row[0], lease_id=lease_id, address=row[0])
+
+
+def identify(tx: Write, lease_id: int, sandbox: model.Sandbox, now: int) -> None:
+    """The sandbox of a lease whose container id was made up, for want of a record, is known now."""
+    if tx.one(_HAS_KEY, container_id=sandbox.id, id=lease_id) is not None:
+        return
+    named = tx.run(
+        _IDENTIFY,
+        of=lease_id,
+        container_id=sandbox.id,
+        pod_namespace=sandbox.pod_namespace,
+        pod_name=sandbox.pod_name,
+        pod_uid=sandbox.pod_uid,
+    )
+    if named.rowcount:
+        who = f"{sandbox.pod_namespace}/{sandbox.pod_name}"
+        journal.line(tx, now, "lease.identified", who, sandbox.id, lease_id=lease_id)
 
 
 def note_late_delete(tx: Write, container_id: str, ifname: str, now: int) -> None:

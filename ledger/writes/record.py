@@ -20,6 +20,8 @@ _requests, _calls, _findings = schema.cni_requests, schema.api_calls, schema.fin
 SEVERITY = {
     "gc_disagrees": "info",
     "ledger_damaged": "warning",
+    "runtime_silent": "warning",
+    "sandbox_doubtful": "warning",
     "growing": "info",
     "throttled": "info",
     "spool_unreadable": "warning",
