@@ -45,6 +45,15 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Scheduling:
+    """What the cluster's API says of this node: does it put pods here, and how many fit (None: not said)."""
+
+    schedulable: bool
+    max_pods: int | None
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Eni:
     """One elastic network interface.
 
@@ -314,6 +323,7 @@ class Desired:
     installed: tuple[Installed, ...] = ()
     intents: tuple[Intent, ...] = ()
     took_over: bool = False
+    scheduling: Scheduling | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The cloud at arm's length: a child process holds the ec2 and imds providers, this one never does.
+"""The cloud at arm's length: a child process holds the providers of ec2, imds and cluster.
 
 boto3 costs memory, start-up time and the interpreter's lock, and EC2 may hang; the door must not
 notice (decision 13). `Cloud` asks, `python -m reconciler.cloud` answers, a line of JSON each way over
@@ -106,6 +106,12 @@ class Cloud:
         """The cluster's interfaces that are attached to nothing; see ec2.Ec2.observe_leaked."""
         answer = self._ask_about({"do": "observe_leaked"})
         assert isinstance(answer, model.ObservedCloud | model.Unknown)
+        return answer
+
+    def schedule(self) -> model.Scheduling | model.Unknown:
+        """What the cluster's API says of this node; see cluster.Cluster.observe."""
+        answer = self._ask_about({"do": "schedule"})
+        assert isinstance(answer, model.Scheduling | model.Unknown)
         return answer
 
     def apply(self, action: actions.CloudAction, token: str) -> CloudOutcome:
@@ -248,12 +254,13 @@ class _Child:
 
 
 class _Hands:
-    """The two providers, made when they are first needed, and the calls they made."""
+    """The providers, made when they are first needed, and the calls they made."""
 
     def __init__(self, settings: knobs.Settings) -> None:
-        from reconciler.providers import imds
+        from reconciler.providers import cluster, imds
 
         self._settings = settings
+        self._cluster = cluster.Cluster(settings)
         self._imds = imds.Imds(settings)
         self._ec2: dict[tuple[str, str], ec2.Ec2] = {}
         self.calls: list[ec2.Call] = []
@@ -263,6 +270,8 @@ class _Hands:
         if do == "identify":
             seen = self._imds.observe()
             return seen if isinstance(seen, model.Unknown) else seen[0]
+        if do == "schedule":
+            return self._cluster.observe()
         if do == "observe" and asked["source"] == "imds":
             seen = self._imds.observe()
             return seen if isinstance(seen, model.Unknown) else seen[1]

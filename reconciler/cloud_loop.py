@@ -15,9 +15,9 @@ from typing import Protocol
 from ledger import database, model, reads, writes
 from reconciler import clock as clocks
 from reconciler import cloud as clouds
-from reconciler import errors, quarantine, record
+from reconciler import errors, quarantine, record, scheduling
 from reconciler import settings as knobs
-from reconciler.planner import actions, budget, leaks, upkeep
+from reconciler.planner import actions, budget, cordon, leaks, upkeep
 from reconciler.planner import plan as planner
 from reconciler.providers import ec2
 
@@ -82,6 +82,7 @@ class CloudLoop:
         self.heritage: Callable[[], Heritage | None] = lambda: None
         self.in_use: Callable[[], Collection[str] | None] = lambda: None
         self._quarantine = quarantine.Quarantine(settings.ip_cooldown_ms)
+        self.scheduling = scheduling.Scheduling(ledger, cloud, settings, clock)
         self._seen: model.ObservedCloud | model.Unknown = model.Unknown("not asked yet", 0)
         self._introduced = False
         """Metadata have said in this run who this machine is."""
@@ -190,6 +191,7 @@ class CloudLoop:
         self._ec2_down.until = self._imds_down.until = 0
         self._look_not_before = self._look_at = self._identify_at = 0
         self.clock_set_back()
+        self.scheduling.forget()
         self.capacity_changed()
 
     def _identified(self) -> bool:
@@ -263,6 +265,16 @@ class CloudLoop:
         return True
 
     def _plan_cloud(self) -> actions.Plan:
+        """On what is known; a cordon is asked about only where it would make a difference."""
+        plan = self._planned()
+        if not self.scheduling.asked_about(plan):
+            return plan
+        plan = self._planned()
+        if any(note.code == cordon.CORDONED for note in plan.notes):
+            self.capacity_changed()  # pods that wait for growth are told that none comes
+        return plan
+
+    def _planned(self) -> actions.Plan:
         now = self.clock()
         with self.ledger.read() as tx:
             desired = reads.desired(tx, now)

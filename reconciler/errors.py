@@ -24,6 +24,10 @@ REASONS: dict[str, str] = {
     "ec2_error": "EC2 answered with an error; see the api_calls view for its code and text.",
     "ec2_down": "EC2 could not be reached; it is asked again after a back-off.",
     "imds_down": "Instance metadata could not be reached; check hop limit and 169.254.169.254.",
+    "api_server_down": "The Kubernetes API did not say whether this node is cordoned and how many pods fit;"
+    " no interface is detached until it does. The text says what to mend.",
+    "node_unschedulable": "No address is free, and none is added while the node is cordoned: uncordon it, or"
+    " set AWS_MANAGE_ENIS_NON_SCHEDULABLE=true.",
     "frozen": "Calls to EC2 are frozen, by VPCLEDGER_FREEZE or because EC2 fails most of them.",
     "kernel_error": "The kernel refused a network change; the text names it. The next try sets it right.",
     "netns_missing": "CNI_NETNS could not be opened. The sandbox is gone or the path is wrong.",

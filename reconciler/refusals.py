@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ledger import database, model, reads
 from reconciler import errors
 from reconciler import settings as knobs
-from reconciler.planner import limits, pool
+from reconciler.planner import cordon, limits, pool
 
 
 class NotReady(errors.VpcledgerError):
@@ -51,12 +51,15 @@ def no_address(tx: database.Read, settings: knobs.Settings, now: int) -> NoAddre
     if refused:
         return _backing_off(refused[-1], now)
     capacity = pool.capacity(desired, settings, limit)
-    if capacity.could_grow:
+    rests = cordon.cordoned(desired, settings, now) is True
+    if capacity.could_grow and not rests:
         return _growing(desired, now)
     cooled_at = reads.next_cooled_at(tx, now)
     if cooled_at is not None:
         soon = cooled_at - now <= settings.add_wait_ms
         return NoAddress(errors.TryLater("cooling", _in(cooled_at - now)), soon, cooled_at)
+    if rests and capacity.could_grow:
+        return NoAddress(errors.TryLater(cordon.CORDONED), may_come=False)
     detail = f"{capacity.max_addresses} addresses on {capacity.enis} interfaces, all leased"
     return NoAddress(errors.Full("node_full", detail), may_come=False)
 

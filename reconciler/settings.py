@@ -242,7 +242,23 @@ class Settings:
     """More tags for the interfaces we make, as a JSON object. Keys with k8s.amazonaws.com are dropped."""
 
     node_name: str = knob("MY_NODE_NAME", "", _text)
-    """The Kubernetes node's name, carried in logs."""
+    """The Kubernetes node's name. The cluster's API is asked about this node: whether it is cordoned, and
+    how many pods fit. Unset, it is not asked."""
+
+    manage_unschedulable: bool = knob("AWS_MANAGE_ENIS_NON_SCHEDULABLE", False, _boolean)
+    """Whether the warm pool goes on while the node is cordoned or has the taint
+    node.kubernetes.io/unschedulable. False: nothing is added and no interface detached meanwhile;
+    addresses and prefixes are still given back."""
+
+    kubernetes_host: str = knob("KUBERNETES_SERVICE_HOST", "", _text)
+    """Set by Kubernetes in every pod; with the service account it leads to the cluster's API. Unset, and
+    without KUBECONFIG, the API is not asked."""
+
+    kubeconfig: str = knob("KUBECONFIG", "", _text)
+    """Path of a kubeconfig file, for a daemon that does not run in a pod."""
+
+    cluster_endpoint: str = knob("CLUSTER_ENDPOINT", "", _text)
+    """URL of the cluster's API in place of the one that the service account or kubeconfig names."""
 
     ec2_endpoint: str = knob("AWS_EC2_ENDPOINT", "", _text)
     """URL of the EC2 API; empty means AWS's own for the region."""
@@ -341,6 +357,11 @@ class Settings:
     cloud_interval_s: int = knob("VPCLEDGER_CLOUD_INTERVAL", 60, _integer(1))
     """Seconds between two looks at the warm pool when nothing happens. A pod that waits, a pod added or
     deleted are looked at at once."""
+
+    @property
+    def in_cluster(self) -> bool:
+        """Is there an API server that can be asked about this node?"""
+        return bool(self.node_name and (self.kubeconfig or self.kubernetes_host))
 
     @property
     def ledger_path(self) -> str:

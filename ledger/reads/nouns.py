@@ -31,6 +31,11 @@ _HOLDS = (_leases.c.address == _addresses.c.address) & _OPEN
 _OPEN_STATES = [schema.word(state) for state in ("planned", "sent", "unknown")]
 
 _NODE = Statement(select(*rows.NODE))
+_SCHEDULING = Statement(
+    select(
+        schema.scheduling.c.schedulable, schema.scheduling.c.max_pods, schema.scheduling.c.seen_at
+    )
+)
 _ENI = Statement(select(*rows.ENI).where(_enis.c.eni_id == bindparam("eni_id")))
 _ENIS = Statement(
     select(*rows.ENI).where(_enis.c.gone_at.is_(None)).order_by(_enis.c.device, _enis.c.eni_id)
@@ -233,6 +238,7 @@ def desired(tx: Read, now: int) -> model.Desired:
         installed=tuple(map(rows.installed, tx.all(_INSTALLED))),
         intents=tuple(map(rows.intent, tx.all(_INTENTS, now=now))),
         took_over=took_over(tx),
+        scheduling=scheduling(tx),
     )
 
 
@@ -240,6 +246,12 @@ def node(tx: Read) -> model.Node | None:
     """Who this machine is; None before instance metadata was first heard."""
     row = tx.one(_NODE)
     return None if row is None else rows.node(row)
+
+
+def scheduling(tx: Read) -> model.Scheduling | None:
+    """What the cluster's API last said of this node; None before its first answer."""
+    row = tx.one(_SCHEDULING)
+    return None if row is None else model.Scheduling(bool(row[0]), row[1], row[2])
 
 
 def eni(tx: Read, eni_id: str) -> model.Eni | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from ledger.schema.cloud import addresses, boots, enis, metadata, node, prefixes
+from ledger.schema.cloud import addresses, boots, enis, metadata, node, prefixes, scheduling
 from ledger.schema.columns import word
 from ledger.schema.pods import cni_requests, installed, late_deletes, leases
 from ledger.schema.record import api_calls, findings, intents, journal, settings, takeovers
@@ -36,6 +36,7 @@ __all__ = [
     "metadata",
     "node",
     "prefixes",
+    "scheduling",
     "settings",
     "takeovers",
     "word",
@@ -44,7 +45,7 @@ __all__ = [
 APPLICATION_ID = 0x76706C67
 """'vplg': the mark in the file's header by which a ledger is told from any other SQLite file."""
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every revision there ever was, oldest first; the last is the head, which `ddl` makes."""
 
 _STAMP = (

@@ -35,6 +35,19 @@ node = Table(
     sqlite_strict=True,
 )
 
+scheduling = Table(
+    "scheduling",
+    metadata,
+    number("id", "Always 1: a ledger is one node's.", CheckConstraint("id = 1"), key=True),
+    flag("schedulable", "0 while the node is cordoned or tainted as unschedulable."),
+    number(
+        "max_pods", "How many pods fit (capacity.pods), NULL if the API does not say.", null=True
+    ),
+    moment("seen_at", "When the cluster's API last said so."),
+    comment="What the cluster's API says of this node. One row, none before its first answer.",
+    sqlite_strict=True,
+)
+
 boots = Table(
     "boots",
     metadata,

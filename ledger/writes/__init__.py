@@ -1,8 +1,8 @@
 """Every change we make, by name; each writes its journal line in the caller's transaction.
 
 `leases` who holds an address, `cloud` what EC2 lets us have and `adoption` what it shows, `kernel` what
-we installed, `intents` what was asked of EC2, `record` what was said and found, `clock` that time went back, `takeover` what another
-CNI left. Reading does not belong here.
+we installed, `intents` what was asked of EC2, `record` what was said and found, `clock` that time went
+back, `scheduling` what the cluster's API said, `takeover` what another CNI left. Reading does not belong here.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ from ledger.writes.record import (
     record_request,
     record_settings,
 )
+from ledger.writes.scheduling import record_scheduling
 from ledger.writes.takeover import adopt_lease, hand_back, record_takeover
 
 __all__ = [
@@ -115,6 +116,7 @@ __all__ = [
     "record_call",
     "record_node",
     "record_request",
+    "record_scheduling",
     "record_settings",
     "record_takeover",
     "retire",

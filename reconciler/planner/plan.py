@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import actions, limits, pool, stock, takeover, wiring
+from reconciler.planner import actions, cordon, limits, pool, stock, takeover, wiring
 
 WIRED = frozenset({"attaching", "attached", "usable"})
 
@@ -108,8 +108,12 @@ def cloud(
         return _nothing("type_unknown", text)
     if settings.no_provisioning or settings.imds_only:
         return _nothing("provisioned", "somebody else provides interfaces and addresses")
-    steps, notes = pool.cloud_steps(desired, observed, settings, limit, now, last=last)
-    return actions.Plan(cloud=steps, notes=notes)
+    most = cordon.most_pods(desired)
+    keeps = cordon.cordoned(desired, settings, now) is not False
+    steps, notes = pool.cloud_steps(
+        desired, observed, settings, limit, now, most, last=last, keeps_enis=keeps
+    )
+    return cordon.held_back(actions.Plan(cloud=steps, notes=notes), desired, settings, now)
 
 
 def _nothing(code: str, text: str) -> actions.Plan:

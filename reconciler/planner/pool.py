@@ -64,11 +64,14 @@ def cloud_steps(
     now: int,
     max_pods: int | None = None,
     last: model.ObservedCloud | None = None,
+    *,
+    keeps_enis: bool = False,
 ) -> tuple[Steps, Notes]:
     """What to ask of EC2 now, pods that wait first, and why; equal arguments give equal steps.
 
     The ledger must know the primary interface: what is attached already is not guessed. `last` is EC2's
     last picture where `observed` is too old to allow anything to be given back; see upkeep.
+    `keeps_enis`: no interface can go for now, so addresses go instead; see release.surplus.
     """
     node = desired.node
     if node is None or not any(eni.primary for eni in desired.enis):
@@ -84,7 +87,7 @@ def cloud_steps(
     gives = [*release.finish(desired, held), *release.unattachable(held, settings, limit)]
     # Growth, barred for now or not yet complete, and giving back exclude each other.
     if not (want or held.waiting or held.coming or held.loose):
-        gives += release.surplus(held, settings, limit, now)
+        gives += release.surplus(held, settings, limit, now, keeps_enis=keeps_enis)
     elif want and not grown:  # what is on its way out may be what takes the room
         gives += release.leaving(held, targets.prefixed(settings, limit), now)
     backed, doubts = release.confirmed(gives, observed)

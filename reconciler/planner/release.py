@@ -49,11 +49,17 @@ def unattachable(
 
 
 def surplus(
-    held: stock.Stock, settings: knobs.Settings, limit: limits.Limits, now: int
+    held: stock.Stock,
+    settings: knobs.Settings,
+    limit: limits.Limits,
+    now: int,
+    *,
+    keeps_enis: bool = False,
 ) -> Iterator[actions.CloudStep]:
     """One idle interface that the targets can do without; else addresses or prefixes beyond them.
 
-    What is of the kind that is on its way out goes in any case.
+    The latter as well if the interface has to stay for now (`keeps_enis`), as a cordoned node's. What is
+    of the kind that is on its way out goes in any case.
     """
     prefixed = targets.prefixed(settings, limit)
     for each in reversed(held.holdings):
@@ -61,7 +67,9 @@ def surplus(
             assert each.eni.attachment_id is not None
             action = actions.DetachEni(each.eni.eni_id, each.eni.attachment_id)
             yield actions.CloudStep(action, "tidy", "idle, and the others keep the warm target")
-            return
+            if not keeps_enis:
+                return
+            break
     yield from leaving(held, prefixed, now)
     # The emptiest first, so that it becomes idle; the primary interface, which stays, last.
     emptiest = sorted(

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from tests.lab import clock, inproc, mounts, spaces, world
+from tests.lab import apiserver, clock, inproc, mounts, spaces, world
 from tests.lab.cloud import Cloud
 from tests.lab.fabric import API, IMDS, Fabric
 from tests.lab.frontdoor import FrontDoor
@@ -63,8 +63,19 @@ class Lab:
             for number, instance in enumerate(self.world.instances, 1)
         ]
         self.kubelets = [Kubelet(node, seed=seed) for node in self.nodes]
+        self._kubernetes: apiserver.Secured | None = None
         for node in self.nodes:
             node.boot()
+
+    def kubernetes(self) -> apiserver.ApiServer:
+        """Bring up an API server that knows the nodes; daemons started from now on can reach it."""
+        api = apiserver.ApiServer()
+        listener = self.fabric.listen(API, apiserver.PORT)
+        self._kubernetes = apiserver.Secured(api, listener, self.directory)
+        for node in self.nodes:
+            api.join(node.name)
+            node.environment["KUBECONFIG"] = str(self._kubernetes.kubeconfig)
+        return api
 
     def start(self, **settings: str) -> None:
         """Start all daemons, together, and wait until each can serve pods; see Node.start_daemon."""
@@ -75,6 +86,8 @@ class Lab:
         self.on_each(Node.close, self.nodes)
         for server in self._servers:
             server.close()
+        if self._kubernetes is not None:
+            self._kubernetes.close()
         self._timers.close()
         self.fabric.close()
         shutil.rmtree(self.directory)

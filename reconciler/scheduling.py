@@ -1,0 +1,65 @@
+"""Asks the cluster's API about this node when a plan hangs on it, and writes the answer down.
+
+Not on a timer: an idle node asks nothing. An API that is down is a finding and asked again after a pause
+that doubles; meanwhile its last answer ages (planner.cordon says what that means). How it is asked is
+the child's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Final
+
+from ledger import database, model, reads, writes
+from reconciler import cloud as clouds
+from reconciler import settings as knobs
+from reconciler.planner import actions, cordon
+
+ASKED_MS: Final = 1_000
+"""An answer younger than this is not asked for again: one decision may take several plans."""
+DOWN_PAUSE_MS: Final = (2_000, 60_000)
+"""First and longest pause before an API that did not answer is asked again."""
+
+
+class Scheduling:
+    """What Kubernetes says of this node, for one thread at a time."""
+
+    def __init__(
+        self,
+        ledger: database.Ledger,
+        cloud: clouds.Cloud,
+        settings: knobs.Settings,
+        clock: Callable[[], int],
+    ) -> None:
+        self.ledger, self.cloud, self.settings, self.clock = ledger, cloud, settings, clock
+        self._pause, self._not_before = DOWN_PAUSE_MS[0], 0
+
+    def asked_about(self, plan: actions.Plan) -> bool:
+        """Ask, if the plan hangs on it and the last answer is old. True if there is a new answer."""
+        now = self.clock()
+        if not self.settings.in_cluster or now < self._not_before:
+            return False
+        with self.ledger.read() as tx:
+            before, waiting = reads.scheduling(tx), bool(reads.waiting(tx))
+        if before is not None and 0 <= now - before.at <= ASKED_MS:
+            return False
+        return (waiting or cordon.wants_an_answer(plan)) and self._ask()
+
+    def forget(self) -> None:
+        """The clock was set back: a pause that was counted by it is over."""
+        self._not_before = 0
+
+    def _ask(self) -> bool:
+        said = self.cloud.schedule()
+        now = self.clock()
+        with self.ledger.write() as tx:
+            if isinstance(said, model.Unknown):
+                self._not_before = now + self._pause
+                self._pause = min(self._pause * 2, DOWN_PAUSE_MS[1])
+                writes.open_finding(tx, "api_server_down", "", said.why, now)
+                return False
+            self._pause = DOWN_PAUSE_MS[0]
+            writes.close_finding(tx, "api_server_down", "", now)
+            writes.record_scheduling(tx, dataclasses.replace(said, at=now))
+        return True
