@@ -81,8 +81,8 @@ def test_an_answer_is_wanted_for_what_a_cordon_would_hold_back_or_did() -> None:
     for each in (*ADDS, DETACH):
         plan = actions.Plan(cloud=(actions.CloudStep(each, "warm", "because"),))
         assert cordon.wants_an_answer(plan)
-    for each in REST:
-        plan = actions.Plan(cloud=(actions.CloudStep(each, "warm", "because"),))
+    for other in REST:
+        plan = actions.Plan(cloud=(actions.CloudStep(other, "warm", "because"),))
         assert not cordon.wants_an_answer(plan)
     for unsure in (None, said(schedulable=False)):
         desired = model.Desired(None, scheduling=unsure)

@@ -21,11 +21,11 @@ from tests.lab.whole import Lab
 PATIENCE_S = 60.0
 
 
-def until(seen: Callable[[], object], what: str) -> None:
+def until(seen: Callable[[], object], what: str, patience: float = PATIENCE_S) -> None:
     """Another process's doing, of which nothing tells us: looked for until a deadline."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience
     while not seen():
-        assert time.monotonic() < deadline, f"not seen in {PATIENCE_S} s: {what}"
+        assert time.monotonic() < deadline, f"not seen in {patience} s: {what}"
         time.sleep(0.05)
 
 
