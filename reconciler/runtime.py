@@ -72,11 +72,12 @@ class Runtime:
         return line
 
     def _end(self) -> None:
-        """One that answers late would answer the next question with this one's answer: it goes."""
-        if self._pid:
-            self._ours.close()
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        """One that answers late would answer the next question with this one's answer: it goes.
+
+        It is another user's, so it cannot be killed; it ends with its pipe, after what it is at.
+        """
+        self._ours.close()
+        if self._pid and os.waitpid(self._pid, os.WNOHANG)[0]:
             self._pid = 0
 
 
@@ -84,9 +85,10 @@ def _answer_for(asker: socket.socket, look: Callable[[], Seen]) -> None:
     """The child's life: for every octet that comes, look and answer with a line; leave at the end."""
     status = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # it ends with its pipe
         signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to act on
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        privileges.die_with_parent()
         privileges.drop_all()
         while asker.recv(1):
             answer = json.dumps(notation.written(look())) + "\n"
