@@ -86,7 +86,9 @@ def _answer_for(asker: socket.socket, look: Callable[[], Seen]) -> None:
     status = 1
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to act on
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # a terminal's Ctrl-C is the daemon's to act on
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         privileges.die_with_parent()
         privileges.drop_all()
