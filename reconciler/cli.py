@@ -94,10 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     handback.set_defaults(run=_handback)
     unchain = commands.add_parser(
-        "unchain",
-        help="remove the VPC CNI's packet rules after a takeover, or ours after a handback",
+        "unchain", help="remove the VPC CNI's packet rules after a takeover (as root)"
     )
-    unchain.add_argument("whose", choices=("theirs", "ours"))
     unchain.add_argument("--look", action="store_true", help="only say what would be removed")
     unchain.set_defaults(run=_unchain)
     return parser
@@ -381,7 +379,7 @@ def _print_shadow(picture: shadow.Picture, as_json: bool) -> None:
 def _unchain(arguments: argparse.Namespace, _: knobs.Settings, __: object) -> int:
     from reconciler import unchain
 
-    for line in unchain.unchain(arguments.whose, look=arguments.look):
+    for line in unchain.theirs(look=arguments.look):
         print(line)
     return 0
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ledger import database, integrity, migrate, model, reads, writes
-from reconciler import errors, host_loop
+from reconciler import errors, unchain
 from reconciler import settings as knobs
 from reconciler.planner import actions, nat, takeover, wiring
 from reconciler.providers import host, kernel, upstream
@@ -50,10 +50,7 @@ def hand_back(settings: knobs.Settings, clock: Callable[[], int]) -> Iterator[st
 
 def finish() -> Iterator[str]:
     """The VPC CNI runs and has its own translation: take ours away. Again is no harm."""
-    [outcome] = host_loop.hands().apply([actions.RemoveTable(nat.TABLE)])
-    if outcome.error:
-        raise errors.TryLater("nat_failed", f"{outcome.error}: {outcome.text}")
-    yield f"table ip {nat.TABLE} is gone"
+    return unchain.ours()
 
 
 def _carry_out(hands: kernel.Kernel, steps: Sequence[actions.KernelAction]) -> None:

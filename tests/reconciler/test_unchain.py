@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -83,8 +82,11 @@ class Host:
             line.partition(" [")[0] for line in [*saved[0], *saved[1], *tables] if line[:1] != "#"
         )
 
-    def run(self, *words: Any, **options: bool) -> list[str]:
-        return self.netns.run(lambda: list(unchain.unchain(*words, **options)))  # type: ignore[arg-type]  # as given
+    def end_takeover(self, *, look: bool = False) -> list[str]:
+        return self.netns.run(lambda: list(unchain.theirs(look=look)))
+
+    def end_handback(self) -> list[str]:
+        return self.netns.run(lambda: list(unchain.ours()))
 
     def close(self) -> None:
         self.netns.close()
@@ -103,21 +105,21 @@ def test_theirs_go_from_both_backends_and_nobody_elses(host: Host) -> None:
     before = host.picture()
     host.theirs()
     with_theirs = host.picture()
-    told = host.run("theirs", look=True)
+    told = host.end_takeover(look=True)
     assert host.picture() == with_theirs
     assert len(told) == 2 * (5 + 2) + 1
 
-    assert host.run("theirs", look=False) == told
+    assert host.end_takeover() == told
 
     assert host.picture() == before
-    assert host.run("theirs", look=False) == []
+    assert host.end_takeover() == []
 
 
 def test_theirs_stay_until_ours_does_the_work(host: Host) -> None:
     host.theirs()
     before = host.picture()
     with pytest.raises(errors.Refused, match="start the daemon first"):
-        host.run("theirs", look=False)
+        host.end_takeover()
     assert host.picture() == before
 
 
@@ -125,12 +127,12 @@ def test_ours_stays_until_theirs_do_the_work(host: Host) -> None:
     before = host.picture()
     host.ours()
     with pytest.raises(errors.Refused, match="start its agent first"):
-        host.run("ours", look=False)
+        host.end_handback()
     host.theirs()
-    assert host.run("ours", look=True) == ["nftables: table ip vpcledger"]
-    assert host.run("ours", look=False) == ["nftables: table ip vpcledger"]
+    for _ in range(2):
+        assert host.end_handback() == ["table ip vpcledger is gone"]
     host.ours()
-    host.run("theirs", look=False)
+    host.end_takeover()
     hands = nftables.Nftables(nat.TABLE, nat.CHAINS)
     host.netns.run(hands.apply, [actions.RemoveTable(nat.TABLE)])
     hands.close()
