@@ -180,6 +180,11 @@ class Settings:
     """The most interfaces to use; the instance type's limit holds in any case. Unset means no limit of
     its own."""
 
+    max_pods: int | None = knob("VPCLEDGER_MAX_PODS", None, _integer(1))
+    """The most pods the kubelet runs on this node (its maxPods). At so many addresses nothing is asked for
+    to keep warm; a pod that waits is served in any case. Unset means what the cluster's API says of the
+    node, and while that is not known only the instance type's limit holds."""
+
     ip_cooldown_ms: int = knob("IP_COOLDOWN_PERIOD", 30_000, _seconds_as_ms, strict=True)
     """Seconds a released address rests before another pod may have it, so that late packets and stale
     neighbour entries of its last holder die first."""

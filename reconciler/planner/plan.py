@@ -7,6 +7,8 @@ How a route looks or how many addresses a node wants does not belong here.
 
 from __future__ import annotations
 
+import dataclasses
+
 from ledger import model
 from reconciler import settings as knobs
 from reconciler.planner import actions, cordon, limits, pool, stock, takeover, wiring
@@ -108,10 +110,11 @@ def cloud(
         return _nothing("type_unknown", text)
     if settings.no_provisioning or settings.imds_only:
         return _nothing("provisioned", "somebody else provides interfaces and addresses")
-    most = cordon.most_pods(desired)
+    if settings.max_pods is None:
+        settings = dataclasses.replace(settings, max_pods=cordon.most_pods(desired))
     keeps = cordon.cordoned(desired, settings, now) is not False
     steps, notes = pool.cloud_steps(
-        desired, observed, settings, limit, now, most, last=last, keeps_enis=keeps
+        desired, observed, settings, limit, now, last=last, keeps_enis=keeps
     )
     return cordon.held_back(actions.Plan(cloud=steps, notes=notes), desired, settings, now)
 

@@ -62,7 +62,6 @@ def cloud_steps(
     settings: knobs.Settings,
     limit: limits.Limits,
     now: int,
-    max_pods: int | None = None,
     last: model.ObservedCloud | None = None,
     *,
     keeps_enis: bool = False,
@@ -77,7 +76,7 @@ def cloud_steps(
     if node is None or not any(eni.primary for eni in desired.enis):
         return (), (actions.Note("starting", "this node's own interface is not known yet"),)
     held = stock.count(desired, observed, now, prefixed=targets.prefixed(settings, limit))
-    want = _missing(held, settings, limit, max_pods)
+    want = _missing(held, settings, limit)
     notes = [_summary(held, want)]
     steps = [*_attach(held, node, settings, limit)]
     grown, why = _grow(held, node, settings, limit, want, now)
@@ -112,14 +111,12 @@ class Missing:
         return f"{self.amount} {'prefixes' if self.prefixes else 'addresses'}"
 
 
-def _missing(
-    held: stock.Stock, settings: knobs.Settings, limit: limits.Limits, max_pods: int | None
-) -> Missing:
+def _missing(held: stock.Stock, settings: knobs.Settings, limit: limits.Limits) -> Missing:
     if held.fallback:
-        return Missing(targets.short_without_blocks(held, settings, max_pods))
+        return Missing(targets.short_without_blocks(held, settings))
     if targets.prefixed(settings, limit):
-        return Missing(targets.short_prefixes(held, settings, max_pods), prefixes=True)
-    return Missing(targets.short(held, settings, limit.slots, max_pods))
+        return Missing(targets.short_prefixes(held, settings), prefixes=True)
+    return Missing(targets.short(held, settings, limit.slots))
 
 
 def _summary(held: stock.Stock, want: Missing) -> actions.Note:

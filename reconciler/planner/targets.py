@@ -26,12 +26,10 @@ def by_addresses(settings: knobs.Settings) -> bool:
     return settings.warm_ip_target > 0 or settings.minimum_ip_target > 0
 
 
-def short(
-    held: stock.Stock, settings: knobs.Settings, slots: int, max_pods: int | None = None
-) -> int:
+def short(held: stock.Stock, settings: knobs.Settings, slots: int) -> int:
     """How many addresses are missing, pods that wait included; 0 if none.
 
-    `max_pods` is the most pods the node may run (None: not known): no more addresses than that.
+    No more than the node may run pods; those that wait are served in any case.
     """
     owned = held.total + held.coming
     if by_addresses(settings):
@@ -40,33 +38,33 @@ def short(
         )
     else:
         missing = warm_enis(settings, slots) - held.spare
-    allowed = missing if max_pods is None else max_pods - owned
-    return max(min(missing, allowed), 0)
+    if settings.max_pods is not None:
+        missing = min(missing, max(settings.max_pods - owned, held.unserved))
+    return max(missing, 0)
 
 
-def short_prefixes(held: stock.Stock, settings: knobs.Settings, max_pods: int | None = None) -> int:
+def short_prefixes(held: stock.Stock, settings: knobs.Settings) -> int:
     """How many prefixes are missing, for pods that wait included; 0 if none.
 
     WARM_PREFIX_TARGET is missed when fewer addresses are free than it has, and then made up in whole free
     prefixes, as upstream does.
     """
     owned = held.total + held.coming
-    if max_pods is not None and owned >= max_pods and not held.unserved:
-        return 0
+    if settings.max_pods is not None and owned >= settings.max_pods:
+        return _blocks(held.unserved)
     if by_addresses(settings):
-        return _blocks(short(held, settings, 0, max_pods))
+        return _blocks(short(held, settings, 0))
     free = settings.warm_prefix_target * stock.PREFIX_SIZE
     if held.spare >= max(free, 1):
         return 0
     return max(1, settings.warm_prefix_target - held.free_prefixes, _blocks(held.unserved))
 
 
-def short_without_blocks(
-    held: stock.Stock, settings: knobs.Settings, max_pods: int | None = None
-) -> int:
+def short_without_blocks(held: stock.Stock, settings: knobs.Settings) -> int:
     """How many single addresses are missing while the subnet has no /28: for whole prefixes, one."""
-    if by_addresses(settings):
-        return short(held, settings, 0, max_pods)
+    full = settings.max_pods is not None and held.total + held.coming >= settings.max_pods
+    if full or by_addresses(settings):
+        return held.unserved if full else short(held, settings, 0)
     return max(held.unserved, 1 - held.spare, 0)
 
 

@@ -129,10 +129,9 @@ def steps(
     limit: limits.Limits | None = None,
     look: model.ObservedCloud | model.Unknown | None = None,
     now: int = START,
-    max_pods: int | None = None,
 ) -> list[actions.CloudStep]:
     look = shown(rows, now) if look is None else look
-    planned, _ = pool.cloud_steps(rows, look, settings, limit or small(), now, max_pods)
+    planned, _ = pool.cloud_steps(rows, look, settings, limit or small(), now)
     return list(planned)
 
 

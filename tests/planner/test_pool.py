@@ -93,11 +93,16 @@ def test_nothing_is_asked_before_the_primary_interface_is_known(rows: model.Desi
     assert "starting" in notes(rows)
 
 
-def test_no_more_addresses_than_pods_may_run() -> None:
-    """At max_pods addresses the pool is never low."""
-    rows = desired(rows=addresses(0, 2, 2), leases=waiting(1))
-    assert steps(rows, max_pods=2) == []
-    assert verbs(steps(rows, max_pods=3)) == [actions.AssignAddresses("eni-0", 1)]
+def test_no_more_addresses_are_kept_warm_than_pods_may_run() -> None:
+    """At max_pods addresses the pool is not low, but a pod that waits is served all the same."""
+    capped = knobs.Settings(warm_ip_target=2, max_pods=3)
+    assert verbs(steps(desired(rows=addresses(0, 2, 2)), capped)) == [
+        actions.AssignAddresses("eni-0", 1)
+    ]
+    full = desired(rows=addresses(0, 3, 3))
+    assert steps(full, capped) == []
+    more = desired(rows=addresses(0, 3, 3), leases=waiting(1))
+    assert verbs(steps(more, capped, small(3, 9))) == [actions.AssignAddresses("eni-0", 1)]
 
 
 @pytest.mark.parametrize("state", ["planned", "sent", "unknown"])

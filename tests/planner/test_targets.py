@@ -53,8 +53,8 @@ def test_warm_eni_target_is_low_where_upstream_says_so(
 ) -> None:
     """With three slots an interface, these stocks are (not) too low for WARM_ENI_TARGET."""
     counted = stock.count(desired(rows=addresses(0, held, leased)), UNKNOWN, START)
-    settings = knobs.Settings(warm_eni_target=target)
-    assert low == (targets.short(counted, settings, 3, max_pods) > 0)
+    settings = knobs.Settings(warm_eni_target=target, max_pods=max_pods)
+    assert low == (targets.short(counted, settings, 3) > 0)
 
 
 def test_a_cooling_address_is_held_but_not_ready() -> None:

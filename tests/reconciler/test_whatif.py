@@ -94,8 +94,8 @@ def test_the_table_says_how_many_are_free_and_how_many_pods_find_no_room() -> No
     assert done.returncode == 0, done.stderr
     rows = [line.split("  ") for line in done.stdout.splitlines()]
     two, eleven = ([cell.strip() for cell in row if cell.strip()] for row in rows[1:])
-    assert two == ["2", "1", "3", "3", "1", "0", "3"]
-    assert eleven == ["11", "3", "9", "3 3 3", "0", "2", "13"]
+    assert two == ["2", "1", "3", "3", "1", "0", "4"]
+    assert eleven == ["11", "3", "9", "3 3 3", "0", "2", "14"]
 
 
 def test_settings_come_from_the_environment_and_set_goes_before_it() -> None:
