@@ -79,7 +79,7 @@ def kernel(
             )
     named = tuple(row.thing for row in desired.installed)
     if desired.took_over:
-        named += takeover.twins(wanted)
+        named += takeover.twins(wanted) + takeover.misleading(desired, observed)
     shadowing = wiring.connected(desired.enis, links, observed)
     steps = (*wiring.diff(wanted, observed, named), *map(actions.Remove, shadowing))
     return actions.Plan(steps, notes=tuple(notes))

@@ -92,6 +92,30 @@ def twins(wanted: Iterable[model.KernelObject]) -> tuple[model.KernelObject, ...
     return tuple(found)
 
 
+def misleading(
+    desired: model.Desired, observed: model.ObservedKernel
+) -> tuple[model.KernelObject, ...]:
+    """The VPC CNI's rules that send a pod of ours through another table than its interface's.
+
+    Left by an address's earlier interface, such a rule is older than ours, and of equal priority the
+    older one wins (its W19). Only on a node that was taken over may they be removed.
+    """
+    own = {
+        (row.thing.src, row.thing.table)
+        for row in desired.installed
+        if isinstance(row.thing, model.Rule) and row.thing.priority == wiring.FROM_POD
+    }
+    pods = {f"{lease.address}/32" for lease in desired.leases if lease.address}
+    return tuple(
+        rule
+        for rule in observed.rules
+        if (rule.priority, rule.protocol) == (wiring.FROM_POD, UNSPECIFIED)
+        and rule.src in pods
+        and (rule.src, rule.table) not in own
+        and not (rule.dst or rule.fwmark)
+    )
+
+
 def _one_each(allocations: Iterable[model.Allocation]) -> list[model.Allocation]:
     """One per address: of two records for one the younger holds it, as its route does."""
     newest: dict[str, model.Allocation] = {}

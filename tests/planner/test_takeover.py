@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import takeover, wiring
+from reconciler.planner import actions, takeover, wiring
+from reconciler.planner import plan as planner
+from tests.planner import rows
 
 SETTINGS = knobs.Settings()
 PRIMARY = model.Eni(
@@ -107,3 +109,35 @@ def test_a_strangers_link_is_no_pod() -> None:
     shown = kernel(links=links, routes=routes)
     assert not takeover.needed(model.Inheritance("f"), shown, SETTINGS)
     assert decide((), shown) == takeover.Takeover()
+
+
+def test_a_rule_that_misleads_a_pod_goes_on_a_node_that_was_taken_over_and_nowhere_else() -> None:
+    """It looks up the table of the address's last interface, and being older it would win."""
+    eni = rows.eni(1)
+    lease = model.Lease(
+        7, "c7", "eth0", "aws-cni", "/n", "active", "10.0.1.7", eni.eni_id,
+        host_ifname=wiring.host_ifname("eni", "default", "web-1"), host_mac="0a:00:00:00:00:70",
+    )  # fmt: skip
+    host = (*wiring.host(SETTINGS, ()), *wiring.eni(eni, "eth1", SETTINGS))
+    pod = wiring.pod(lease, eni, SETTINGS).host
+    stale = model.Rule(1536, 3, src="10.0.1.7/32")
+    others = (model.Rule(1536, 3, src="10.0.1.8/32"), model.Rule(1537, 3, src="10.0.1.7/32"))
+    things = (*host, *pod, stale, *others)
+    seen = model.ObservedKernel(
+        0,
+        links=tuple(each for each in things if isinstance(each, model.Link)),
+        addresses=tuple(each for each in things if isinstance(each, model.InterfaceAddress)),
+        routes=tuple(each for each in things if isinstance(each, model.Route)),
+        rules=tuple(each for each in things if isinstance(each, model.Rule)),
+    )
+    desired = model.Desired(
+        rows.NODE,
+        enis=(eni,),
+        leases=(lease,),
+        installed=tuple(
+            model.Installed(n, "lease", "7", thing, "present") for n, thing in enumerate(pod)
+        ),
+    )
+    assert planner.kernel(desired, seen, SETTINGS).kernel == ()
+    over = replace(desired, took_over=True)
+    assert planner.kernel(over, seen, SETTINGS).kernel == (actions.Remove(stale),)
