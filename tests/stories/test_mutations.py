@@ -43,9 +43,9 @@ def leased_addresses_are_given_back(patch: pytest.MonkeyPatch) -> None:
     """What is given back is chosen without a look at the leases, and no schema stops it."""
     surplus = release.surplus
 
-    def blind(held: stock.Stock, *rest: Any) -> Iterator[actions.CloudStep]:
+    def blind(held: stock.Stock, *rest: Any, **named: Any) -> Iterator[actions.CloudStep]:
         bare = [dataclasses.replace(h, leased=frozenset(), busy=False) for h in held.holdings]
-        yield from surplus(dataclasses.replace(held, holdings=tuple(bare)), *rest)
+        yield from surplus(dataclasses.replace(held, holdings=tuple(bare)), *rest, **named)
 
     patch.setattr(release, "surplus", blind)
     patch.setattr(writes, "addresses_releasing", lambda *_: None)
