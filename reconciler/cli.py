@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ledger import database, integrity, migrate, model, reads
 from reconciler import check_pod, errors
 from reconciler import settings as knobs
-from reconciler.planner import limits
+from reconciler.planner import actions, limits
 
 if TYPE_CHECKING:
     from reconciler import ideal, shadow, whatif
@@ -238,7 +238,7 @@ def _explain(arguments: argparse.Namespace, settings: knobs.Settings, _: object)
 
 
 def _plan(arguments: argparse.Namespace, settings: knobs.Settings, _: object) -> int:
-    from reconciler import daemon
+    from reconciler import daemon, host_loop
     from reconciler.planner import plan as planner
 
     now = daemon.clock()
@@ -249,14 +249,19 @@ def _plan(arguments: argparse.Namespace, settings: knobs.Settings, _: object) ->
         kernel=_look(desired, now, offline=arguments.offline),
     )
     plan = planner.plan(desired, observed, settings, now)
-    rows = [_action(action) | {"why": ""} for action in plan.kernel]
+    tables: tuple[actions.NatAction, ...] = ()
+    notes = plan.notes
+    if not isinstance(observed.kernel, model.Unknown):
+        tables, more = host_loop.outlook(desired, observed.kernel, settings)
+        notes += more
+    rows = [_action(action) | {"why": ""} for action in (*plan.kernel, *tables)]
     rows += [_action(step.action) | {"why": f"{step.lane}: {step.cause}"} for step in plan.cloud]
     if arguments.json:
-        notes = [dataclasses.asdict(note) for note in plan.notes]
-        print(json.dumps({"actions": rows, "notes": notes}, indent=2))
+        said = [dataclasses.asdict(note) for note in notes]
+        print(json.dumps({"actions": rows, "notes": said}, indent=2))
         return 0
     _print(rows, as_json=False)
-    for note in plan.notes:
+    for note in notes:
         print(f"note {note.code}: {note.text}")
     return 0
 
@@ -279,6 +284,9 @@ def _look(
 
 def _action(action: object) -> dict[str, Any]:
     assert dataclasses.is_dataclass(action)
+    if isinstance(action, actions.ReplaceTable):
+        lines = action.table.text.splitlines()
+        return {"action": "ReplaceTable", "arguments": {"text": lines}}
     thing = getattr(action, "thing", None)
     told = dataclasses.asdict(action if thing is None else thing)  # type: ignore[type-overload,arg-type,call-overload,unused-ignore] # a dataclass instance, not a class
     kind = "" if thing is None else f" {type(thing).__name__}"

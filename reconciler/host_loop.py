@@ -7,6 +7,7 @@ planner's business, the kernel's links, rules and routes are loop's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -25,6 +26,15 @@ Notes = tuple[actions.Note, ...]
 def hands() -> nftables.Nftables:
     """Those that hold the table of this process's namespace."""
     return nftables.Nftables(nat.TABLE, nat.CHAINS)
+
+
+def outlook(
+    desired: model.Desired, observed: model.ObservedKernel, settings: knobs.Settings
+) -> tuple[tuple[actions.NatAction, ...], Notes]:
+    """What a tick would do to nftables now; it does nothing."""
+    with contextlib.closing(hands()) as look:
+        primary = planner.primary_link(desired, observed)
+        return nat.plan(desired, primary, look.observe(), settings)
 
 
 class HostLoop:

@@ -10,6 +10,7 @@ import pytest
 
 from ledger import model, reads
 from reconciler import host_loop
+from reconciler.planner import actions
 from reconciler.providers import host as provider
 from tests.reconciler.door import Door
 
@@ -104,6 +105,23 @@ def test_news_of_others_changes_cost_no_look_at_the_ledger(host: Host) -> None:
     host.nft("flush", "chain", "ip", "vpcledger", "translate")
     host.loop.look()
     assert "snat to" in host.nft("list", "table", "ip", "vpcledger")
+
+
+def test_what_a_tick_would_do_can_be_asked_and_is_not_done(host: Host) -> None:
+    def outlook() -> tuple[list[actions.NatAction], list[str]]:
+        observed = host.door.kernel.observe()
+        assert isinstance(observed, model.ObservedKernel)
+        with host.door.ledger.read() as tx:
+            desired = reads.desired(tx, host.door.now)
+        steps, notes = host.door.node.run(host_loop.outlook, desired, observed, host.door.settings)
+        return list(steps), [note.code for note in notes]
+
+    (step,), notes = outlook()
+    assert isinstance(step, actions.ReplaceTable)
+    assert not notes
+    assert host.nft("list", "ruleset") == ""
+    host.tick()
+    assert outlook() == ([], [])
 
 
 def test_a_primary_interface_that_is_renamed_is_followed(host: Host) -> None:
