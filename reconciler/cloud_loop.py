@@ -180,7 +180,7 @@ class CloudLoop:
     def _look_if_affordable(self) -> bool:
         """Look, if the bucket lets us: housekeeping may wait, not so what a pod or the first sight needs."""
         with self.ledger.read() as tx:
-            fresh = not any(eni.primary for eni in reads.desired(tx, self.clock()).enis)
+            fresh = not any(eni.primary for eni in reads.enis(tx))
             waiting = bool(reads.waiting(tx))
         lane: actions.Lane = "pod" if fresh or waiting else "tidy"
         return self._has_token(LOOK, lane, self._calls()) and self._look()
@@ -237,7 +237,7 @@ class CloudLoop:
     def _look(self) -> bool:
         """Ask EC2; remember the answer, adopt what is new, mark what is missing. False if it is down."""
         with self.ledger.read() as tx:
-            known = reads.desired(tx, self.clock()).enis
+            known = reads.enis(tx)
         seen = self.cloud.observe("imds" if self.settings.imds_only else "ec2", known=known)
         self._ec2_down.heard(seen, self.clock())
         heritage = self.heritage()

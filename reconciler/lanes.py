@@ -18,10 +18,10 @@ BACKOFF_MS = (1_000, 60_000)
 
 SETTLE_MS = 100
 """News come in a burst: how long to let them settle, so that one tick serves all."""
-PACE = 20
+PACE = 50
 """A tick for news comes this many times its own processor time after the last one, for what a lane
-computes it takes from the door (one interpreter lock): 5 % at most."""
-PACE_MOST_MS = 2_000
+computes it takes from the door (one interpreter lock): 2 % at most."""
+PACE_MOST_MS = 3_000
 
 
 Tick = Callable[[], int | None]

@@ -64,11 +64,28 @@ class Loop:
         notes = plan.notes + self.beside(desired, observed)
         self._write_host_down(desired)
         self._withdraw_enis(desired, observed)
-        if plan.kernel:
-            self.engine(lambda: self._mend(observed))
+        again, confirmed = self._look_again(plan) if plan.kernel else (observed, frozenset())
+        if confirmed:
+            self.engine(lambda: self._mend(again, confirmed))
         else:
             self._publish_enis(desired, observed)
         return notes
+
+    def _look_again(
+        self, plan: actions.Plan
+    ) -> tuple[model.ObservedKernel, frozenset[actions.KernelAction]]:
+        """The steps that a second look and a second reading want as well.
+
+        What a pod that comes or goes at this moment shows in between is gone by then, and the door is
+        not held up for it.
+        """
+        observed = self.kernel.observe()
+        if isinstance(observed, model.Unknown):
+            return model.ObservedKernel(observed.since), frozenset()
+        with self.ledger.read() as tx:
+            desired = reads.desired(tx, self.clock())
+        second = self._without_retired(planner.kernel(desired, observed, self.settings))
+        return observed, frozenset(plan.kernel) & frozenset(second.kernel)
 
     def _write_host_down(self, desired: model.Desired) -> None:
         """The rows of what all pods need alike, if they are not what they should be."""
@@ -112,7 +129,9 @@ class Loop:
                 writes.close_finding(tx, "ledger_lost", "", self.clock())
         return lost
 
-    def _mend(self, observed: model.ObservedKernel) -> None:
+    def _mend(
+        self, observed: model.ObservedKernel, confirmed: frozenset[actions.KernelAction]
+    ) -> None:
         """Runs on the engine thread, on the ledger as it is now: no ADD or DEL can come between.
 
         So what an old look shows cannot take away what a new pod was just given.
@@ -120,7 +139,7 @@ class Loop:
         with self.ledger.read() as tx:
             desired = reads.desired(tx, self.clock())
         plan = self._without_retired(planner.kernel(desired, observed, self.settings))
-        outcomes = self.carry_out(plan.kernel)
+        outcomes = self.carry_out([step for step in plan.kernel if step in confirmed])
         for outcome in outcomes:
             log.info("mended: %s %s", outcome.action, outcome.error)
         with self.ledger.write() as tx:

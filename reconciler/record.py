@@ -158,7 +158,7 @@ def _take_back(tx: database.Write, action: actions.CloudAction, now: int) -> Non
 
 def calm(tx: database.Write, now: int) -> None:
     """Close the findings of refused calls that nothing waits to repeat: done since, or not wanted."""
-    backing_off = {i.operation for i in reads.desired(tx, now).intents if i.state == "failed"}
+    backing_off = {i.operation for i in reads.intents(tx, now) if i.state == "failed"}
     for code, subject in reads.open_findings(tx):
         if code in EC2_TROUBLE and subject and subject not in backing_off:
             writes.close_finding(tx, code, subject, now)

@@ -54,7 +54,7 @@ def tell_of_damage(ledger: database.Ledger, clock: Callable[[], int]) -> None:
 
 def _unwire_enis(tx: database.Write, now: int) -> None:
     """The kernel has forgotten the interfaces' routes: no pods on them before they are wired again."""
-    for eni in reads.desired(tx, now).enis:
+    for eni in reads.enis(tx):
         if eni.state == "usable":
             writes.eni_state(tx, eni.eni_id, "attached", now)
 

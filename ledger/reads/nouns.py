@@ -242,6 +242,16 @@ def desired(tx: Read, now: int) -> model.Desired:
     )
 
 
+def enis(tx: Read) -> tuple[model.Eni, ...]:
+    """The interfaces that are not gone."""
+    return tuple(map(rows.eni, tx.all(_ENIS)))
+
+
+def intents(tx: Read, now: int) -> tuple[model.Intent, ...]:
+    """Calls that are open or back off."""
+    return tuple(map(rows.intent, tx.all(_INTENTS, now=now)))
+
+
 def node(tx: Read) -> model.Node | None:
     """Who this machine is; None before instance metadata was first heard."""
     row = tx.one(_NODE)

@@ -104,18 +104,19 @@ def test_a_known_node_needs_no_metadata(lab: Ec2Lab, asks: cloud.Cloud) -> None:
     assert seen.enis == ()
 
 
-def test_the_door_never_imports_boto3() -> None:
-    """Its memory, start and GIL stay its own: the child alone pays for boto3."""
+def test_the_door_imports_none_of_the_heavy_clients() -> None:
+    """Its memory, start and GIL stay its own: others pay for boto3 and Kubernetes."""
     with ec2_lab.opened() as lab:
         script = (
             "import sys\n"
-            "from reconciler import cloud, settings\n"
+            "from reconciler import cloud, daemon, settings, verbs\n"
             "made, _ = settings.load({'AWS_EC2_ENDPOINT': sys.argv[1],"
             " 'AWS_EC2_METADATA_SERVICE_ENDPOINT': sys.argv[2]})\n"
             "asks = cloud.Cloud(made)\n"
             "print(type(asks.observe()).__name__)\n"
             "asks.close()\n"
-            "print(sorted({m.partition('.')[0] for m in sys.modules} & {'boto3', 'botocore', 'urllib3'}))\n"
+            "heavy = {'boto3', 'botocore', 'urllib3', 'kubernetes', 'pyroute2', 'grpc'}\n"
+            "print(sorted({m.partition('.')[0] for m in sys.modules} & heavy))\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", script, lab.mount.endpoint, lab.mount.imds(lab.instance)],

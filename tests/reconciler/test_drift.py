@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ledger import model
+from ledger import model, reads
+from reconciler.planner import plan as planner
 from tests.reconciler.door import Door
 
 pytestmark = pytest.mark.netns
@@ -104,7 +106,11 @@ def test_an_old_look_does_not_take_away_what_a_new_pod_was_given(door: Door) -> 
     others = [door.added() for _ in range(4)]
     again = next(other for other in others if other.address == pod.address)
 
-    door.loop._mend(old_look)
+    with door.ledger.read() as tx:
+        desired = reads.desired(tx, door.now)
+    meant = planner.kernel(desired, old_look, door.settings).kernel
+    assert meant
+    door.loop._mend(old_look, frozenset(meant))
 
     assert again.pings("10.0.0.4")
     assert door.call("CHECK", again, prevResult=again.result).status == 0
@@ -121,3 +127,26 @@ def test_a_link_that_went_with_its_sandbox_is_not_made_again(door: Door) -> None
     assert door.lease(pod) is not None
     assert door.call("DEL", pod).status == 0
     assert not [rule for rule in door.picture()[2] if rule["priority"] in {512, 1536}]
+
+
+def test_what_a_second_look_does_not_confirm_is_left_alone(door: Door) -> None:
+    """A rule was gone for a moment: nobody holds up the door for it."""
+    pod = door.added()
+    door.node.command("ip", "rule", "del", "to", pod.address, "lookup", "main")
+    mended: list[object] = []
+    door.loop.engine = mended.append
+    observe, looks = door.kernel.observe, itertools.count()
+
+    def put_back_in_between() -> model.ObservedKernel | model.Unknown:
+        if next(looks) == 1:
+            door.node.command(
+                *f"ip rule add to {pod.address} lookup main pref 512 protocol 201".split()
+            )
+        return observe()
+
+    door.loop.kernel.observe = put_back_in_between  # type: ignore[method-assign]  # between two looks
+
+    door.loop.tick()
+
+    assert next(looks) == 2
+    assert mended == []
