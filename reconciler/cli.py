@@ -11,21 +11,14 @@ import dataclasses
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 from ledger import database, integrity, migrate, model, reads
-from reconciler import check_pod, errors
+from reconciler import check_pod, cli_takeover, cli_whatif, errors
 from reconciler import settings as knobs
-from reconciler.planner import actions, limits
-
-if TYPE_CHECKING:
-    from reconciler import ideal, shadow, whatif
-
-MOST_PODS: Final = 2000
-"""More than `whatif` is asked for: the type that carries most addresses has room for 1512 pods."""
+from reconciler.planner import actions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,80 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("--ledger", type=Path, help="a ledger file (default: this node's)")
     backup.set_defaults(run=_backup)
     check_pod.add_parser(commands, _print)
-    _whatif_parser(commands)
-    shadow = commands.add_parser(
-        "shadow", help="what a takeover of this node would do; does nothing"
-    )
-    shadow.add_argument(
-        "--once", action="store_true", help="look once instead of until interrupted"
-    )
-    shadow.add_argument("--every", type=int, default=60, metavar="S", help="seconds between looks")
-    shadow.add_argument("--json", action="store_true", help="print JSON, a line for each look")
-    shadow.set_defaults(run=_shadow)
-    handback = commands.add_parser("handback", help="give this node back to the VPC CNI (as root)")
-    handback.add_argument(
-        "--finish", action="store_true", help="afterwards, with the VPC CNI running: clean up"
-    )
-    handback.set_defaults(run=_handback)
-    unchain = commands.add_parser(
-        "unchain", help="remove the VPC CNI's packet rules after a takeover (as root)"
-    )
-    unchain.add_argument("--look", action="store_true", help="only say what would be removed")
-    unchain.set_defaults(run=_unchain)
+    cli_whatif.add_parser(commands, _print)
+    cli_takeover.add_parsers(commands, _print)
     return parser
-
-
-def _whatif_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "whatif", help="what a node would hold under other settings; asks nobody"
-    )
-    parser.add_argument("--instance-type", type=_type, metavar="TYPE")
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--pods", type=_counts, metavar="N[,N...]", help="numbers of pods, as 0,5,9")
-    asked.add_argument(
-        "--recorded", action="store_true", help="the pods that a ledger remembers, when they came"
-    )
-    parser.add_argument("--hours", type=int, default=0, help="only those of the last hours")
-    parser.add_argument("--ledger", type=Path, help="a ledger file (default: this node's)")
-    parser.add_argument(
-        "--set",
-        type=_setting,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting that differs from this environment's; may be repeated",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_whatif)
-
-
-def _type(name: str) -> limits.Limits:
-    found = limits.lookup(name)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{name} is not in the table of instance types")
-    return found
-
-
-def _counts(text: str) -> list[int]:
-    counts = [int(each) if each.isascii() and each.isdigit() else -1 for each in text.split(",")]
-    if not all(0 <= count <= MOST_PODS for count in counts):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of whole numbers up to {MOST_PODS}, such as 0,5,9"
-        )
-    return counts
-
-
-def _setting(text: str) -> tuple[str, str]:
-    """NAME=VALUE of a knob that can take it; unlike the daemon's start, none is replaced silently."""
-    name, _, value = text.partition("=")
-    each = next((k for k in knobs.knobs() if k.metadata["env"] == name), None)
-    if each is None:
-        raise argparse.ArgumentTypeError(f"{name!r} is no setting; `show settings` lists them")
-    try:
-        each.metadata["parse"](value)
-    except knobs.Invalid as bad:
-        raise argparse.ArgumentTypeError(f"{name}={value!r} is not {bad}") from None
-    return name, value
 
 
 def _question(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
@@ -291,120 +213,6 @@ def _action(action: object) -> dict[str, Any]:
     told = dataclasses.asdict(action if thing is None else thing)  # type: ignore[type-overload,arg-type,call-overload,unused-ignore] # a dataclass instance, not a class
     kind = "" if thing is None else f" {type(thing).__name__}"
     return {"action": type(action).__name__ + kind, "arguments": told}
-
-
-def _whatif(arguments: argparse.Namespace, own: knobs.Settings, __: object) -> int:
-    from reconciler import whatif
-
-    settings, _readings = knobs.load({**os.environ, **dict(arguments.set)})
-    if arguments.recorded:
-        return _whatif_recorded(arguments, settings, own)
-    if arguments.instance_type is None:
-        raise errors.Refused("bad_setting", "--pods needs --instance-type, such as m5.large")
-    found = whatif.forecast(settings, arguments.instance_type, arguments.pods)
-    if arguments.json:
-        _print([dataclasses.asdict(each) for each in found], as_json=True)
-    else:
-        _print([_forecast_row(each) for each in found], as_json=False)
-    return 0
-
-
-def _whatif_recorded(
-    arguments: argparse.Namespace, settings: knobs.Settings, own: knobs.Settings
-) -> int:
-    from reconciler import daemon, whatif
-
-    since = daemon.clock() - arguments.hours * 3_600_000 if arguments.hours else 0
-    with _open(arguments, own) as book, book.read() as tx:
-        node, demand = reads.node(tx), reads.demand(tx, since)
-    limit = arguments.instance_type or (limits.lookup(node.instance_type) if node else None)
-    if limit is None:
-        raise errors.Refused("bad_setting", "the ledger does not know its type: --instance-type")
-    found = whatif.replay(settings, limit, [whatif.Demand(*each) for each in demand])
-    row = dataclasses.asdict(found)
-    if not arguments.json:
-        row["ec2_calls"] = sum(found.ec2_calls.values())
-    _print([row], arguments.json)
-    return 0
-
-
-def _forecast_row(each: whatif.Forecast) -> dict[str, Any]:
-    held = [eni.addresses for eni in each.enis]
-    return {
-        "pods": each.pods,
-        "interfaces": len(held),
-        "addresses": sum(held),
-        "on each": " ".join(map(_held, each.enis)),
-        "free": sum(held) - each.pods + each.waiting,
-        "waiting": each.waiting,
-        "EC2 calls": sum(each.ec2_calls.values()),
-    }
-
-
-def _shadow(arguments: argparse.Namespace, settings: knobs.Settings, _: object) -> int:
-    from reconciler import daemon, shadow
-
-    eyes = shadow.Shadow(settings, daemon.clock)
-    last = None
-    try:
-        while True:
-            try:
-                picture = eyes.look()
-            except errors.TryLater as refused:
-                if arguments.once:
-                    raise
-                print(f"vpcledger: {refused}", file=sys.stderr)
-            else:
-                if picture != last:
-                    _print_shadow(picture, as_json=arguments.json)
-                last = picture
-            if arguments.once:
-                return 1 if last is None else 0
-            time.sleep(arguments.every)
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        eyes.close()
-
-
-def _print_shadow(picture: shadow.Picture, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(dataclasses.asdict(picture)), flush=True)
-        return
-    marks = len(picture.steps) - len(picture.differences)
-    print(f"{picture.leases} pods keep their addresses; {marks} objects would get our mark")
-    for address in picture.unnamed:
-        print(f"{address} is in use by a pod that no record names; it would be kept from others")
-    for fault in picture.faults:
-        print(f"unreadable: {fault}")
-    if picture.differences:
-        _print([dataclasses.asdict(step) for step in picture.differences], as_json=False)
-    else:
-        print("nothing else would change")
-    sys.stdout.flush()
-
-
-def _unchain(arguments: argparse.Namespace, _: knobs.Settings, __: object) -> int:
-    from reconciler import unchain
-
-    for line in unchain.theirs(look=arguments.look):
-        print(line)
-    return 0
-
-
-def _handback(arguments: argparse.Namespace, settings: knobs.Settings, _: object) -> int:
-    from reconciler import daemon, handback
-
-    done = handback.finish() if arguments.finish else handback.hand_back(settings, daemon.clock)
-    for line in done:
-        print(line, flush=True)
-    return 0
-
-
-def _held(eni: ideal.Held) -> str:
-    """Such as 9, 2x16 or 3+2x16: single addresses and prefixes."""
-    parts = [str(eni.ips)] if eni.ips or not eni.prefixes else []
-    return "+".join([*parts, *([f"{eni.prefixes}x16"] if eni.prefixes else [])])
 
 
 # --------------------------------------------------------------------------- printing
