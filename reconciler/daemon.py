@@ -168,6 +168,7 @@ class Daemon:
         self.cloud_loop = cloud_loop.CloudLoop(book, self.cloud, settings, clock)
         self.host_loop = host_loop.HostLoop(book, self.nftables, settings, clock)
         self.loop.beside = self.host_loop.tick
+        self.loop.records = inheritance.allocations
         self.loop.left_to_launcher = lambda: self.host_loop.left_to_launcher
         self.nat_lane = self._lane("nat", self._tick_nat)
         self.cloud_lane = self._lane("cloud", self._tick_cloud)

@@ -36,7 +36,7 @@ REASONS: dict[str, str] = {
     "bad_request": "The request broke the CNI specification; the text says where.",
     "unknown_container": "No open lease for this container and interface.",
     "drift": "The kernel differs from what the ledger says; the text names what is missing.",
-    "ledger_lost": "The ledger is new, but pods of a lost one live here: put a copy of it back and start"
+    "ledger_lost": "Pods live here that the ledger does not know: put a newer copy of it back and start"
     " again, or drain the node and reboot it. Nothing is removed or given out meanwhile.",
     "takeover_unreadable": "A record of the CNI that ran this node could not be read; the text says which."
     " Addresses that its pods show in the kernel are kept from other pods all the same.",

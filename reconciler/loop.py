@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from ledger import database, model, reads, writes
-from reconciler import errors, record
+from reconciler import errors, record, strangers
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
 from reconciler.planner import plan as planner
@@ -46,10 +46,13 @@ class Loop:
         self.reap_soon: Callable[[], object] = self.reap
         """Have `reap` run, in a thread of its own where there is one."""
         self._strays: tuple[model.KernelObject, ...] = ()
+        self.records: Sequence[model.Allocation] = ()
+        """The checkpoint as it was at the start, for pods that the ledger has forgotten."""
 
     def tick(self) -> Notes:
         """One comparison with the kernel; what differs is mended between two requests of the runtime."""
         observed = self.kernel.observe()
+        lost = not isinstance(observed, model.Unknown) and self._is_lost(observed)
         with self.ledger.read() as tx:
             desired = reads.desired(tx, self.clock())
         plan = self._without_retired(planner.kernel(desired, observed, self.settings))
@@ -59,7 +62,7 @@ class Loop:
             return plan.notes
         with self.ledger.write() as tx:
             writes.close_finding(tx, "kernel_unreadable", "", self.clock())
-        if self._is_lost(observed):
+        if lost:
             return plan.notes
         notes = plan.notes + self.beside(desired, observed)
         self._write_host_down(desired)
@@ -110,24 +113,27 @@ class Loop:
         )
 
     def _is_lost(self, observed: model.ObservedKernel) -> bool:
-        """Do pods live here that this ledger never knew? Then it is new in another's place.
+        """Do pods live here that this ledger does not know? Then it is new in another's place, or older.
 
         What it would plan is their removal, and their addresses look free to it: it does neither
-        until somebody who knows has decided.
+        until they are entered, here or by takeover.
         """
-        strangers = [
-            link.name
-            for link in observed.links
-            if wiring.ours(link) and not wiring.is_retired(link)
-        ]
+        with self.ledger.read() as tx:
+            is_new = not reads.ever_leased(tx)
+        if is_new:
+            ours = (link for link in observed.links if wiring.ours(link))
+            unknown = tuple(link.name for link in ours if not wiring.is_retired(link))
+        else:
+            unknown = strangers.enter(
+                self.ledger, observed, self.records, self.settings, self.clock
+            )
         with self.ledger.write() as tx:
-            lost = bool(strangers) and not reads.ever_leased(tx)
-            if lost:
-                text = f"{len(strangers)} links of pods, such as {strangers[0]}"
+            if unknown:
+                text = f"{len(unknown)} links of pods, such as {unknown[0]}"
                 writes.open_finding(tx, "ledger_lost", "", text, self.clock())
             else:
                 writes.close_finding(tx, "ledger_lost", "", self.clock())
-        return lost
+        return bool(unknown)
 
     def _mend(
         self, observed: model.ObservedKernel, confirmed: frozenset[actions.KernelAction]

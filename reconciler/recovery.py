@@ -64,26 +64,38 @@ def _finish_interrupted(
 ) -> None:
     with ledger.read() as tx:
         desired = reads.desired(tx, clock())
+    alive = _links(loop) if any(each.boot_id != boot_id for each in desired.leases) else frozenset()
     going = {row.owner for row in desired.installed if row.state == "removing"}
     for lease in desired.leases:
-        reason = _why_over(lease, boot_id, going)
+        reason = _why_over(lease, boot_id, going, alive)
         if reason:
             end(ledger, loop, lease, reason, clock)
 
 
-def _why_over(lease: model.Lease, boot_id: str, going: set[str]) -> str:
+def _why_over(
+    lease: model.Lease, boot_id: str, going: set[str], alive: frozenset[str] | None
+) -> str:
     """The reason that a lease of the last run is over, or nothing if its sandbox may live.
 
     Nobody waits for an answer any more: a waiting ADD is forgotten, a reserved one undone (its answer
-    follows the commit that makes it active), a deletion that began is finished.
+    follows the commit that makes it active), a deletion that began is finished. That the machine was
+    rebooted takes two witnesses as well: the boot id, and the kernel, which shows no link of before.
     """
-    if lease.boot_id != boot_id:
+    if lease.boot_id != boot_id and alive is not None and lease.host_mac not in alive:
         return "reboot"
     if lease.state == "waiting":
         return "gave_up_waiting"
     if lease.state == "reserved":
         return "setup_failed"
     return "deleted" if str(lease.id) in going else ""
+
+
+def _links(loop: loops.Loop) -> frozenset[str] | None:
+    """MAC addresses of the node's links, None if the kernel could not be asked."""
+    observed = loop.kernel.observe()
+    if isinstance(observed, model.Unknown):
+        return None
+    return frozenset(link.mac for link in observed.links)
 
 
 def take_spool_in(

@@ -16,6 +16,7 @@ from ledger.reads.answers import (
 )
 from ledger.reads.nouns import (
     Counts,
+    boot_id,
     calls_since,
     clock_step,
     demand,
@@ -24,6 +25,7 @@ from ledger.reads.nouns import (
     enis,
     ever_leased,
     free_count,
+    host_macs,
     installed_for,
     intents,
     last_lease_of,
@@ -49,6 +51,7 @@ __all__ = [
     "TABLES",
     "Counts",
     "QueryRefused",
+    "boot_id",
     "calls_since",
     "clock_step",
     "demand",
@@ -60,6 +63,7 @@ __all__ = [
     "explain_eni",
     "explain_pod",
     "free_count",
+    "host_macs",
     "installed_for",
     "intents",
     "last_lease_of",

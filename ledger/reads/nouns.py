@@ -168,6 +168,8 @@ _LATEST_LINES = Statement(
 )
 _LAST_SENT = Statement(select(func.max(_intents.c.sent_at)))
 _ANY_LEASE = Statement(select(func.max(_leases.c.id)).where(_leases.c.claimed_at.is_not(None)))
+_HOST_MACS = Statement(select(_leases.c.host_mac).distinct())
+_BOOT = Statement(select(schema.boots.c.boot_id).order_by(schema.boots.c.last_start_at.desc()))
 _QUARANTINED = Statement(
     select(*rows.ADDRESS, _leases.c.id.is_not(None))
     .select_from(_addresses.outerjoin(_leases, _HOLDS))
@@ -326,6 +328,17 @@ def next_cooled_at(tx: Read, now: int) -> int | None:
 def unknown_intents(tx: Read) -> tuple[model.Intent, ...]:
     """Calls of which the outcome is not known: the reply was lost, or the daemon died before it."""
     return tuple(map(rows.intent, tx.all(_UNKNOWN)))
+
+
+def host_macs(tx: Read) -> set[str]:
+    """The MAC address of every link that a lease, open or ended, ever had (and that is not forgotten)."""
+    return {mac for (mac,) in tx.all(_HOST_MACS)}
+
+
+def boot_id(tx: Read) -> str:
+    """The boot of the latest start, empty before the first."""
+    row = tx.one(_BOOT)
+    return "" if row is None else str(row[0])
 
 
 def ever_leased(tx: Read) -> bool:

@@ -168,6 +168,53 @@ def test_an_unreadable_deletion_is_set_aside_and_a_finding(door: Door, tmp_path:
     assert list((spool / "bad").iterdir())
 
 
+def test_a_boot_id_that_changed_under_live_pods_ends_none(door: Door, tmp_path: Path) -> None:
+    """The file was replaced, say: no machine that was rebooted has links of before."""
+    pod = door.added()
+    restart(door, tmp_path / "spool", boot="boot-2")
+    assert reasons(door) == []
+    assert pod.pings("10.0.0.4")
+    door.call("CHECK", pod, prevResult=pod.result)
+
+
+def test_pods_that_a_copy_put_back_has_forgotten_are_entered_again(tmp_path: Path) -> None:
+    """Their links are not taken from them, nor their addresses given to others; even with equal lease ids."""
+    (tmp_path / "now").mkdir()
+    (tmp_path / "back").mkdir()
+    now = Door(tmp_path / "now", addresses=(0, 4))
+    early = now.added("early")
+    gone = now.added("gone")
+    with now.ledger.write(durable=True) as tx:
+        writes.record_boot(tx, "boot-1", now.now)
+    now.ledger.backup(tmp_path / "back" / "ledger.db")
+    now.call("DEL", gone)
+    now.now += 60_000
+    late = [now.added(f"late-{n}") for n in range(2)]
+    now.ledger.close()
+
+    back = Door(tmp_path / "back", addresses=(0, 4), node=now.node)
+    try:
+        restart(back, tmp_path / "spool")
+
+        held = back.rows("SELECT address, container_id FROM v_leases WHERE ended_at IS NULL")
+        assert {row["address"] for row in held} >= {pod.address for pod in (early, *late)}
+        assert all(pod.pings("10.0.0.4") for pod in (early, *late))
+        assert back.call("CHECK", early, prevResult=early.result).status == 0
+        fresh = back.call("ADD", back.pod("fresh"))
+        assert fresh.code in {0, 11}
+        if fresh.code == 0:
+            address = fresh.said["ips"][0]["address"].partition("/")[0]
+            assert address not in {pod.address for pod in (early, *late)}
+        back.loop.tick()
+        assert all(pod.pings("10.0.0.4") for pod in (early, *late))
+        assert back.rows("SELECT 1 FROM v_findings WHERE closed IS NULL") == []
+    finally:
+        back.close()
+        now.kernel.close()
+        for pod in now.pods:
+            pod.close()
+
+
 def test_a_new_ledger_in_a_lost_ones_place_harms_no_pod(tmp_path: Path) -> None:
     """The file is gone, the pods live: nothing of theirs is removed, nor their addresses given out."""
     (tmp_path / "lost").mkdir()
