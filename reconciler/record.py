@@ -170,12 +170,14 @@ def kernel(tx: database.Write, outcomes: Sequence[actions.Outcome], now: int) ->
     for outcome in outcomes:
         thing = (
             outcome.action.thing
-            if isinstance(outcome.action, actions.Put | actions.Remove)
+            if isinstance(outcome.action, actions.Put | actions.Remove | actions.Rename)
             else None
         )
         if thing is None:
             continue
         text = "put" if isinstance(outcome.action, actions.Put) else "removed"
+        if isinstance(outcome.action, actions.Rename):
+            text = f"was called {outcome.action.name}"
         text += f": {outcome.error} {outcome.text}" if outcome.error else ""
         writes.line(tx, now, "kernel.mended", " ".join(thing.key), text)
     if failed:

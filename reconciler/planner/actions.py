@@ -1,6 +1,6 @@
 """The closed set of verbs a plan may contain, and the plan itself.
 
-Kernel verbs are `Put` and `Remove` of a model noun, and `Retire` of a pod's link; each is idempotent:
+Kernel verbs are `Put` and `Remove` of a model noun, `Retire` and `Rename` of a pod's link; each is idempotent:
 already there and already gone are success. Cloud verbs name one EC2 mutation each. Whoever decides on or carries out an action
 lives elsewhere.
 """
@@ -52,6 +52,14 @@ class Retire:
     The kernel takes 20 ms to remove a link, for one as for forty; a retired one is removed later
     together with others, and meanwhile the names it had are free for the pod's next sandbox.
     """
+
+    thing: model.Link
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Give a pod's link, which somebody has called `name`, its own name back."""
 
     thing: model.Link
     name: str
@@ -156,7 +164,7 @@ class DeleteEni:
     eni_id: str
 
 
-KernelAction = Put | Remove | Retire
+KernelAction = Put | Remove | Retire | Rename
 NatAction = ReplaceTable | RemoveTable
 CloudAction = (
     CreateEni

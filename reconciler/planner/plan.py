@@ -66,7 +66,9 @@ def kernel(
                 notes.append(
                     actions.Note("eni_not_seen", f"{eni.eni_id} has no link with {eni.mac}")
                 )
+    rows = [row.thing for row in desired.installed if row.owner_kind == "lease"]
     present = {link.name for link in observed.links}
+    present |= {thing.name for thing, _ in wiring.misnamed(rows, observed)}
     for row in desired.installed:
         if row.owner_kind != "lease" or row.state == "removing":
             continue

@@ -244,10 +244,13 @@ def diff(
     exact = {_exactly(thing) for thing in rows if not isinstance(thing, model.Link)}
     veths = [thing for thing in rows if isinstance(thing, model.Link) and thing.kind == "veth"]
 
+    renamed = {found.name: thing for thing, found in misnamed(need.values(), observed)}
     satisfied: set[tuple[str, ...]] = set()
     stale: list[model.KernelObject] = []
     for found in _things(observed):
         thing = need.get(found.key)
+        if isinstance(found, model.Link) and found.name in renamed:
+            continue
         if thing is not None and _marked_alike(thing, found) and not faults(thing, found):
             satisfied.add(found.key)
         elif isinstance(found, model.Link):
@@ -262,6 +265,7 @@ def diff(
     rest = sorted((each for each in stale if each not in in_the_way), key=_removal_order)
     return (
         *(actions.Remove(each) for each in in_the_way),
+        *(actions.Rename(thing, name) for name, thing in renamed.items()),
         *(actions.Put(thing) for key, thing in need.items() if key not in satisfied),
         *(actions.Remove(each) for each in rest),
     )
@@ -302,6 +306,23 @@ def ours(thing: model.KernelObject) -> bool:
     if isinstance(thing, model.Route | model.Rule):
         return thing.protocol == PROTOCOL
     return False
+
+
+def misnamed(
+    wanted: Iterable[model.KernelObject], observed: model.ObservedKernel
+) -> Iterator[tuple[model.Link, model.Link]]:
+    """Pods' links that somebody has given other names: each as wanted and as found.
+
+    Both alias and MAC must be right, and nobody may have its name meanwhile. Interfaces of EC2 may be
+    called as anybody likes: they are found by MAC.
+    """
+    names = {link.name for link in observed.links}
+    by_mark = {(x.alias, x.mac): x for x in observed.links if x.alias and not is_retired(x)}
+    for thing in wanted:
+        if isinstance(thing, model.Link) and thing.alias and thing.name not in names:
+            found = by_mark.get((thing.alias, thing.mac))
+            if found is not None:
+                yield thing, found
 
 
 def same_link(one: model.KernelObject, other: model.KernelObject) -> bool:

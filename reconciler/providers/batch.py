@@ -46,6 +46,8 @@ class Batch:
                 outcomes += map(self._put_link, run)
             elif verb == "retire":
                 outcomes += map(self._retire, run)
+            elif verb == "rename":
+                outcomes += map(self._rename, run)
             else:
                 outcomes += self._remove_links(list(run))
         return outcomes
@@ -206,6 +208,20 @@ class Batch:
             if end is not None and end.mac == link.peer_mac:
                 self._pod.ask(rtnetlink.retire_link(end.index, step.name))
         return _outcome(step, None, {"there": True})
+
+    def _rename(self, step: actions.KernelAction) -> actions.Outcome:
+        """As it is, if the kernel lets us: with a link that goes down its routes would go."""
+        assert isinstance(step, actions.Rename)
+        link = step.thing
+        found = self._find(self._host, step.name)
+        if found is None or (found.alias, found.mac) != (link.alias, link.mac):
+            return _outcome(step, _no_link(step.name))
+        rename = rtnetlink.rename_link(found.index, link.name)
+        refused = self._one(self._host, rename)
+        if refused is not None and refused.code == "EBUSY":
+            self._one(self._host, rtnetlink.set_link(found.index, up=False))
+            refused = self._one(self._host, rename)
+        return _outcome(step, refused)
 
     def _remove_links(self, steps: list[actions.KernelAction]) -> list[actions.Outcome]:
         """Put those that are there into one group and remove the group: one grace period for all."""

@@ -129,6 +129,13 @@ def retire_link(index: int, name: str) -> list[Message]:
     ]
 
 
+def rename_link(index: int, name: str) -> Message:
+    """Give a link a new name: EBUSY while it is up, by kernels before 6.2."""
+    return Message(
+        NEWLINK, netlink.ACK, _LINK.pack(0, 0, index, 0, 0) + netlink.text(_L_NAME, name)
+    )
+
+
 def remove_link(index: int) -> Message:
     """Remove a link; a veth takes its peer along."""
     return Message(DELLINK, netlink.ACK, _LINK.pack(0, 0, index, 0, 0))

@@ -30,6 +30,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
         "ip route del {ip}/32",
         "ip link set {link} mtu 1400",
         "ip link set {link} down",
+        "ip link set {link} name other0",
         "ip link set {link} address 0a:00:00:00:00:99",
         "ip rule del from 10.0.0.5 lookup 2",
         "ip route flush table 2",
@@ -67,6 +68,22 @@ def test_vandalism_is_mended_in_one_tick(door: Door, act: str) -> None:
     assert door.loop.tick() == ()
     mended = door.rows("SELECT count(*) AS n FROM v_journal WHERE kind = 'kernel.mended'")
     assert mended[0]["n"] >= 1
+
+
+def test_a_pods_link_that_was_renamed_and_left_down_comes_back(door: Door) -> None:
+    """It is known by alias and MAC, and is not taken for one that nobody needs."""
+    pod = door.added()
+    lease = door.lease(pod)
+    assert lease is not None
+    door.node.command("ip", "link", "set", str(lease.host_ifname), "down")
+    door.node.command("ip", "link", "set", str(lease.host_ifname), "name", "other0")
+
+    door.loop.tick()
+    door.loop.tick()  # routes of a link that is down cannot be put before it is up
+
+    assert pod.pings("10.0.0.4")
+    assert door.call("CHECK", pod, prevResult=pod.result).status == 0
+    assert door.loop.tick() == ()
 
 
 def test_nothing_is_written_when_nothing_differs(door: Door) -> None:

@@ -105,6 +105,8 @@ class Paper:
             put = isinstance(step, actions.Put)
             if isinstance(step, actions.Retire):
                 outcomes.append(self._retire(step))
+            elif isinstance(step, actions.Rename):
+                raise AssertionError(f"nobody renames links here: {step}")
             elif isinstance(step.thing, model.Link):
                 outcomes.append(
                     self._put_link(step, step.thing, space) if put else self._remove_link(step)
