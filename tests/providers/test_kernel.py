@@ -472,6 +472,10 @@ def test_changes_are_news_and_silence_is_none(place: Place) -> None:
         assert poll.poll(2_000), line
         assert watch.drain()
 
+    while poll.poll(200):  # a link that comes up has more to tell, a moment later
+        watch.drain()
+    place.node.sysctl("ipv4/conf/eth1/rp_filter", 1)
+    assert poll.poll(2_000), "rp_filter"
     watch.close()
 
 
