@@ -38,8 +38,8 @@ _DEADLINE_S = 60.0
 
 _CONFIG = """\
 version = 2
-root = "{root}/containerd"
-state = "{root}/c"
+root = "{root}/root{life}"
+state = "{root}/c{life}"
 disabled_plugins = [
   "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.aufs",
   "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
@@ -85,6 +85,8 @@ class Pod:
     id: str
     config: dict[str, Any]
     address: str
+    path: str
+    """Of its network namespace, as the plugin is told it."""
     netns: spaces.Netns
 
     def ping(self, address: str, *, wait: float = 5.0) -> bool:
@@ -104,6 +106,8 @@ class Containerd:
     node: Node
     archive: Path
     process: subprocess.Popen[bytes] | None = None
+    life: int = 0
+    """Another number is a runtime whose disk was wiped: it knows nothing of the pods that were."""
     known: set[str] = field(default_factory=set)
     """Ids of all sandboxes it ever made."""
     cgroup: str = field(default_factory=lambda: f"vpcledger-lab-{uuid.uuid4().hex[:12]}")
@@ -128,10 +132,16 @@ class Containerd:
 
     def start(self) -> None:
         """Start it and wait until it takes pods; TimeoutError with the end of its log if it does not."""
-        new = not self.root.exists()
         self.root.mkdir(exist_ok=True)
+        new = not (self.root / f"root{self.life}").exists()
         config = self.root / "config.toml"
-        fields = {"root": self.root, "socket": self.socket, "image": image.NAME, "node": self.node}
+        fields: dict[str, Any] = {
+            "root": self.root,
+            "socket": self.socket,
+            "image": image.NAME,
+            "node": self.node,
+        }
+        fields["life"] = self.life
         config.write_text(_CONFIG.format(**fields))
         with self.log.open("ab") as log:
             self.process = self.node.netns.run(
@@ -158,14 +168,12 @@ class Containerd:
     def close(self) -> None:
         """Remove all sandboxes, end the process, and take the cgroups away."""
         if self.process:
-            for each in self.call("ListPodSandbox")["items"]:
-                self.stop(each["id"])
-                self.remove(each["id"])
+            self.end_all()
             self._end(signal.SIGTERM)
-        for folder in sorted(_CGROUPS.glob(f"**/{self.cgroup}"), reverse=True):
-            for below in sorted(folder.glob("**/"), reverse=True):
-                with contextlib.suppress(OSError):
-                    below.rmdir()
+        for top in (_CGROUPS / self.cgroup, *_CGROUPS.glob(f"*/{self.cgroup}")):  # v2, v1
+            for folder, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):  # v1 shows some hierarchies by two names
+                    Path(folder).rmdir()
 
     def _end(self, how: signal.Signals) -> None:
         if self._cri:
@@ -242,7 +250,7 @@ class Containerd:
         namespaces = json.loads(told["info"]["info"])["runtimeSpec"]["linux"]["namespaces"]
         [path] = [each["path"] for each in namespaces if each["type"] == "network"]
         address = told["status"]["network"]["ip"]
-        return Pod(name, identity, config, address, spaces.Netns.at(path))
+        return Pod(name, identity, config, address, path, spaces.Netns.at(path))
 
     def status(self, identity: str) -> dict[str, Any]:
         """PodSandboxStatus with all the runtime knows besides."""
@@ -268,6 +276,13 @@ class Containerd:
         self.stop(pod.id)
         self.remove(pod.id)
 
+    def end_all(self, name: str | None = None) -> None:
+        """End whatever sandboxes the runtime has, or those of one pod, as kubelet does after a start."""
+        for each in self.call("ListPodSandbox")["items"]:
+            if name in {None, each["metadata"]["name"]}:
+                self.stop(each["id"])
+                self.remove(each["id"])
+
     def stop(self, identity: str) -> None:
         """StopPodSandbox; CriError if a plugin refuses its DEL."""
         self.call("StopPodSandbox", pod_sandbox_id=identity)
@@ -285,9 +300,9 @@ class Containerd:
 
     def leftovers(self) -> Iterator[str]:
         """Sandboxes, namespaces, shims and cached results that are there now, each in words."""
-        for each in self.call("ListPodSandbox")["items"]:
+        for each in self.call("ListPodSandbox")["items"] if self.process else ():
             yield f"sandbox {each['metadata']['name']} {each['id']}"
-        for path in self.root.glob("c/**/netns/*"):
+        for path in self.root.glob("c*/*/netns/*"):
             yield f"namespace {path.name}"
         for path in RESULTS.glob("*"):  # the session's other workers have theirs here
             if any(each in path.name for each in self.known):

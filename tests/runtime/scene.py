@@ -22,6 +22,8 @@ from tests.runtime.containerd import Containerd, keep_results_inside
 
 POOL = {"MINIMUM_IP_TARGET": "9", "IP_COOLDOWN_PERIOD": "1"}
 """Nine addresses, which the first interface carries: pods come and go without a call to EC2."""
+SWEEP = {"VPCLEDGER_SANDBOX_INTERVAL": "2"}
+"""Looks for pods that went without a deletion come quickly; it still takes two that agree."""
 LONG_CHAIN = {"ENABLE_BANDWIDTH_PLUGIN": "true", "DISABLE_POD_V6": "true"}
 
 PATIENCE_S = 60.0
@@ -37,11 +39,16 @@ class Scene:
     def up(self) -> None:
         """Start daemons and runtimes, and one pod each that leaves what plugins never take away."""
         keep_results_inside()
-        one, two = self.lab.nodes
-        at_once(lambda: one.start_daemon(**POOL), lambda: two.start_daemon(**POOL, **LONG_CHAIN))
+        chains: list[dict[str, str]] = [{}, LONG_CHAIN]
+        at_once(*map(self._start_daemon, self.runtimes, chains))
         self.lab.on_each(Containerd.start, self.runtimes)
         self.lab.on_each(_first_pod, self.runtimes)
         self.lab.on_each(live.settle, self.lab.nodes)
+
+    @staticmethod
+    def _start_daemon(runtime: Containerd, chain: dict[str, str]) -> Callable[[], None]:
+        asks = {"VPCLEDGER_CRI_SOCKET": str(runtime.socket)}
+        return lambda: runtime.node.start_daemon(**POOL, **SWEEP, **chain, **asks)
 
     def down(self) -> None:
         """End the runtimes; the lab is its maker's."""
@@ -50,17 +57,15 @@ class Scene:
     def picture(self) -> Counter[str]:
         """What is on the nodes now, each thing in words with how often it is there."""
         seen: Counter[str] = Counter()
-        for runtime in self.runtimes:
-            node = runtime.node
-            things = [*runtime.leftovers(), *live.picture(node), *_firewall(node), *_open(node)]
-            things += [f"spooled {path.name}" for path in (node.state / "spool").glob("*.del")]
-            seen.update(f"{node.name}: {thing}" for thing in things)
+        for things in self.lab.on_each(_things, self.runtimes):
+            seen.update(things)
         return seen
 
     def leases(self) -> list[str]:
         """Open leases of both nodes."""
         asked = "SELECT pod_name, address, state FROM v_leases WHERE state <> 'ended'"
-        return [f"{node.name}: {row}" for node in self.lab.nodes for row in live.rows(node, asked)]
+        found = self.lab.on_each(lambda node: live.rows(node, asked), self.lab.nodes)
+        return [str(row) for rows in found for row in rows]
 
     def await_picture(self, before: Counter[str]) -> None:
         """Until all is as it was; AssertionError with what is there besides, or no longer.
@@ -71,7 +76,16 @@ class Scene:
         while (now := self.picture()) != before:
             assert time.monotonic() < deadline, f"left: {now - before}\ngone: {before - now}"
             time.sleep(0.1)
-        assert self.leases() == []
+        open_leases = self.leases()
+        assert open_leases == []
+
+
+def _things(runtime: Containerd) -> list[str]:
+    """What is on one node."""
+    node = runtime.node
+    found = [*runtime.leftovers(), *live.picture(node), *_firewall(node), *_open(node)]
+    found += [f"spooled {path.name}" for path in (node.state / "spool").glob("*.del")]
+    return [f"{node.name}: {thing}" for thing in found]
 
 
 def _first_pod(runtime: Containerd) -> None:
