@@ -18,6 +18,8 @@ from ledger import errors, schema
 
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 BUSY_S = 5.0
+READER_CACHE_KIB = 256
+"""Pages a reader keeps (each thread has one): the operating system keeps the file as well."""
 
 
 def connect(path: Path, mode: Literal["ro", "rw", "rwc"], **query: str) -> sqlite3.Connection:
@@ -46,6 +48,7 @@ def reading(path: Path) -> sqlite3.Connection:
             raise
         connection = connect(path, "ro", immutable="1")
     connection.execute("PRAGMA query_only=ON")
+    connection.execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
     connection.execute("PRAGMA trusted_schema=OFF")
     return connection
 

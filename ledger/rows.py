@@ -96,7 +96,7 @@ def installed(row: Row) -> model.Installed:
     return model.Installed(number, owner_kind, owner, thing(kind, spec), state)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=8192)
 def thing(kind: str, spec: str) -> model.KernelObject:
     """A kernel object from its row; kept, because a tick reads thousands that did not change."""
     return _KINDS[kind](**json.loads(spec))

@@ -136,8 +136,7 @@ class Batch:
     def _overrule(self, link: model.Link, index: int, read: channel.Answer) -> Refusal | None:
         if read.refusal is not None:
             return read.refusal
-        (found,) = rtnetlink.links([read.data])
-        given = _unlike(link, found.link)
+        given = _unlike(link, rtnetlink.link(read.data).link)
         if not given:
             return None
         return self._one(self._host, rtnetlink.set_link(index, up=True, mac=given))
@@ -317,8 +316,7 @@ class Batch:
     def _find(self, at: channel.Channel, name: str) -> model.Link | None:
         """The link of that name, or None. Any other refusal is an answer too: it is not to be had."""
         (answer,) = at.ask([rtnetlink.find_link(name)])
-        found = rtnetlink.links([answer.data]) if answer.refusal is None else []
-        return found[0].link if found else None
+        return rtnetlink.link(answer.data).link if answer.refusal is None else None
 
     @staticmethod
     def _one(at: channel.Channel, message: Message) -> Refusal | None:

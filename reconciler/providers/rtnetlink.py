@@ -238,13 +238,19 @@ def dump(kind: int, version: int = 4) -> Message:
 
 
 def links(datagrams: list[bytes]) -> list[Found]:
-    """The links of a dump or an answer to `find_link`."""
+    """The links of a dump."""
     return [_link(body) for body in _each(datagrams, NEWLINK)]
+
+
+def link(datagram: bytes) -> Found:
+    """The answer to `find_link`."""
+    (body,) = _each([datagram], NEWLINK)
+    return _link.__wrapped__(body)
 
 
 # From one look to the next hardly a message changes, so what equal bytes mean is kept: a node with 1,000
 # pods is looked at with half the processor time, which is the door's (one interpreter lock).
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def _link(body: bytes) -> Found:
     _, _, index, flags, _ = _LINK.unpack_from(body)
     given = netlink.attributes(body, _LINK.size, len(body))
@@ -294,7 +300,7 @@ def routes(
                 yield found
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def _oif(body: bytes) -> int:
     """The link of a route; 0 for one without or of a kind no noun can say."""
     _, _, source, tos, table, _, _, type_, _ = _ROUTE.unpack_from(body)
@@ -304,7 +310,7 @@ def _oif(body: bytes) -> int:
     return netlink.number(given[_R_OIF]) if _R_OIF in given else 0
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def _route(body: bytes, link: str, where: model.Where) -> model.Route | None:
     family_, length, _, _, table, protocol, _, _, _ = _ROUTE.unpack_from(body)
     given = netlink.attributes(body, _ROUTE.size, len(body))
@@ -332,7 +338,7 @@ def rules(datagrams: list[bytes]) -> Iterator[model.Rule]:
             yield found
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def _rule(body: bytes) -> model.Rule | None:
     family_, to, source, tos, table, _, _, action, flags = _ROUTE.unpack_from(body)
     if action != _TO_TABLE or tos or flags:
