@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +47,8 @@ class Ec2Door(FrontDoor):
         self.node = ""
         self.arrives: Callable[[str, Item], None] = lambda _action, _params: None
         self.leaves: Callable[[str], None] = lambda _action: None
-        self._pace = random.Random(f"pace {seed}")
+        self.pace = CALL_S
+        self._rng = random.Random(f"pace {seed}")
         self._asked: str | None = None
 
     def answer(self, form: str, authorization: str | None) -> Reply | None:
@@ -66,7 +68,7 @@ class Ec2Door(FrontDoor):
         super()._meet_faults(call)
 
     def _take_time(self) -> None:
-        self.cloud.clock.sleep(self._pace.uniform(*CALL_S) / 2)
+        self.cloud.clock.sleep(self._rng.uniform(*self.pace) / 2)
 
 
 class Metadata(metadata.Imds):
@@ -223,6 +225,12 @@ class _Client:
         return self.door.answer(form, signed)
 
 
+def speak_as(door: Ec2Door, instance_id: str) -> None:
+    """The next calls of a daemon's are this instance's: for more than one node at one door."""
+    door.node = instance_id
+    _client().of(door, accounting.access_key(instance_id))
+
+
 @functools.cache
 def _client() -> _Client:
     return _Client()
@@ -245,7 +253,9 @@ def truth(cloud: Cloud, instance_id: str) -> dict[str, Item]:
 
 def secondaries(eni: Item) -> set[str]:
     """The addresses of an interface but for its primary one, those of delegated prefixes included."""
-    return {a["PrivateIpAddress"] for a in eni["PrivateIpAddresses"] if not a["Primary"]}
+    single = {a["PrivateIpAddress"] for a in eni["PrivateIpAddresses"] if not a["Primary"]}
+    blocks = [ipaddress.ip_network(each["Ipv4Prefix"]) for each in eni.get("Ipv4Prefixes", ())]
+    return single | {str(address) for block in blocks for address in block}
 
 
 def unknown(why: str) -> model.Unknown:
