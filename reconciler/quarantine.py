@@ -1,6 +1,7 @@
-"""The way out of quarantine: EC2 says the same twice, far enough apart, and the kernel names nobody.
+"""The way out of doubt: EC2 says the same twice, far enough apart, and the kernel names nobody.
 
-A doubtful address is neither given to a pod nor given back. What two looks agree on is then true: it is ours
+An address is doubtful in quarantine, and while EC2's picture misses it and no pod has it; it is neither given
+to a pod nor given back. What two looks agree on is then true: it is ours
 and rests before its next pod, or it is not and its row ends. A restart begins the wait anew. How an address
 comes here does not belong here.
 """

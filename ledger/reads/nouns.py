@@ -15,6 +15,7 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
+    or_,
     select,
 )
 
@@ -173,7 +174,17 @@ _BOOT = Statement(select(schema.boots.c.boot_id).order_by(schema.boots.c.last_st
 _QUARANTINED = Statement(
     select(*rows.ADDRESS, _leases.c.id.is_not(None))
     .select_from(_addresses.outerjoin(_leases, _HOLDS))
-    .where(_LIVE, _addresses.c.state == schema.word("quarantine"))
+    .where(
+        _LIVE,
+        or_(
+            _addresses.c.state == schema.word("quarantine"),
+            # Missed by EC2's picture and nobody's: with a pod on it, it stays as it is (decision 2).
+            _addresses.c.absent_since.is_not(None)
+            & (_addresses.c.state == schema.word("assigned"))
+            & _addresses.c.prefix.is_(None)
+            & _leases.c.id.is_(None),
+        ),
+    )
 )
 _DEMAND = Statement(
     select(_leases.c.created_at, _leases.c.ended_at)

@@ -93,3 +93,26 @@ def test_what_the_kernel_names_stays_where_it_is(
 def test_a_restart_waits_again(ledger: database.Ledger) -> None:
     assert judge(ledger, quarantine.Quarantine(0), shown(0, OURS)) == "quarantine"
     assert judge(ledger, quarantine.Quarantine(0), shown(LAG, OURS)) == "quarantine"
+
+
+def test_an_address_that_two_looks_miss_ends_unless_a_pod_has_it(ledger: database.Ledger) -> None:
+    """Somebody took both back in EC2: the free one's row ends, the pod's stays until its deletion."""
+    with ledger.write(durable=True) as tx:
+        writes.address_trusted(tx, DOUBTFUL, 3, 0)
+    with ledger.write() as tx:
+        leased = node.claim(tx, "c1", 4).address
+    judged = quarantine.Quarantine(0)
+    late = writes.ADOPTION_LAG_MS + 10
+
+    def left(at: int) -> set[str]:
+        seen = shown(at, None)
+        with ledger.write(durable=True) as tx:
+            writes.adopt(tx, seen, at)
+            judged.judge(tx, seen, frozenset(), at)
+        with ledger.read() as tx:
+            return {a.address for a in reads.desired(tx, 0).addresses}
+
+    assert len(left(late)) == 2
+    assert len(left(late + LAG - 1)) == 2
+    assert left(late + LAG) == {leased}
+    assert left(late + 9 * LAG) == {leased}

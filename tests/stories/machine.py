@@ -90,6 +90,7 @@ class Machine:
             self._ring_cloud, lambda at: self._ring_at("waits", at), OWN_NETNS,
         )  # fmt: skip
         self.loop.capacity_changed = self.cloud_loop.capacity_changed = self._capacity_changed
+        self.cloud_loop.in_use = self.loop.in_use
         self.loop.eni_lost = self._eni_lost
         self.loop.reap_soon = lambda: self.rung.add("reap")
         self.running = True

@@ -132,3 +132,29 @@ def test_a_cooldown_outlives_a_daemon_that_is_killed() -> None:
         node.pass_(35)
         node.runtime.reconcile()
         assert [each and each.state for each in node.runtime.wanted.values()] == ["up"]
+
+
+def test_pods_that_come_and_go_without_end_put_off_no_look_at_ec2() -> None:
+    """In the VPC CNI each step of the pool puts off the comparison by a minute, and churn starves it (W25)."""
+    settings = knobs.Settings(warm_ip_target=1, minimum_ip_target=6, ip_cooldown_ms=0)
+    with told(instance_type="t3.small", settings=settings) as node:
+        node.runtime.want(1)
+        node.settle()
+        held = {lease.address for lease in node.machine.desired().leases}
+        primary = interfaces(node)[0]
+        taken = next(
+            each["PrivateIpAddress"]
+            for each in primary["PrivateIpAddresses"]
+            if not each["Primary"] and each["PrivateIpAddress"] not in held
+        )
+        node.operator(
+            "UnassignPrivateIpAddresses",
+            NetworkInterfaceId=primary["NetworkInterfaceId"],
+            PrivateIpAddresses=[taken],
+        )
+        for _ in range(130):  # an hour, after which EC2 is looked at, and five minutes
+            node.runtime.replace(1)
+            node.pass_(30)
+        believed = {a.address for a in node.machine.desired().addresses if not a.absent_since}
+        assert believed
+        assert taken not in believed
