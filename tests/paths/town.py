@@ -257,8 +257,9 @@ class Town:
 
     def nothing_lost(self) -> None:
         """Neither the source check nor the internet gateway has dropped anything since `forget`."""
-        assert self.lab.fabric.drops() == {}
-        assert self.beyond.refused() == {}
+        drops, refused = self.lab.fabric.drops(), self.beyond.refused()
+        assert not drops, f"dropped by the source check: {drops}"
+        assert not refused, f"refused by the internet gateway: {refused}"
 
     def told(self, port: int) -> str:
         """What everybody saw, for who reads a failed assertion."""
