@@ -138,9 +138,13 @@ def _failed(
     """EC2 said no: nothing happened there, so what was taken out of use comes back."""
     reason = errors.from_ec2(outcome.error, outcome.text).reason
     first = BACKOFF_MS.get(reason, BACKOFF_DEFAULT_MS)
-    before = reads.refused_in_a_row(tx, intent.operation, intent.subject, now - BACKOFF_FORGETS_MS)
-    pause = min(first * 2 ** min(before, 6), BACKOFF_MOST_MS)
-    writes.intent_failed(tx, intent.id, outcome.error, outcome.text, now + pause, now)
+    since = now - BACKOFF_FORGETS_MS
+    before, until = reads.refused_in_a_row(tx, intent.operation, intent.subject, since)
+    if until > now:  # half as much was tried at once, for a pod that waits: one refusal, one pause
+        retry_at = max(until, now + first)
+    else:
+        retry_at = now + min(first * 2 ** min(before, 6), BACKOFF_MOST_MS)
+    writes.intent_failed(tx, intent.id, outcome.error, outcome.text, retry_at, now)
     writes.open_finding(tx, reason, intent.operation, f"{outcome.error}: {outcome.text}", now)
     _take_back(tx, action, now)
 

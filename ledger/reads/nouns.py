@@ -137,13 +137,15 @@ _DONE_LAST = (
     .scalar_subquery()
 )
 _REFUSED = Statement(
-    select(func.count()).where(
+    select(_intents.c.created_at, _intents.c.retry_at)
+    .where(
         _intents.c.operation == bindparam("operation"),
         _intents.c.subject == bindparam("subject"),
         _intents.c.state == schema.word("failed"),
         _intents.c.ended_at >= bindparam("since"),
         _intents.c.id > _DONE_LAST,
     )
+    .order_by(_intents.c.id)
 )
 _LATE_DELETE = Statement(
     select(schema.late_deletes.c.at).where(
@@ -411,11 +413,16 @@ def next_retry_at(tx: Read, now: int) -> int | None:
     return None if row is None else row[0]
 
 
-def refused_in_a_row(tx: Read, operation: str, subject: str, since: int) -> int:
-    """How often this call was refused at `since` (ms) or later without having been done in between."""
-    row = tx.one(_REFUSED, operation=operation, subject=subject, since=since)
-    assert row is not None
-    return int(row[0])
+def refused_in_a_row(tx: Read, operation: str, subject: str, since: int) -> tuple[int, int]:
+    """How often this call was refused at `since` (ms) or later without having been done in between.
+
+    Those of one pause count once. Also until when (ms) the last pause lasts, 0 if there was none.
+    """
+    times, until = 0, 0
+    for created_at, retry_at in tx.all(_REFUSED, operation=operation, subject=subject, since=since):
+        times += created_at >= until
+        until = max(until, retry_at)
+    return times, until
 
 
 def late_delete(tx: Read, container_id: str, ifname: str) -> int | None:

@@ -225,6 +225,7 @@ def test_ec2s_refusals_come_through_and_are_classified(hands: ec2.Ec2, node: mod
     ("code", "kind", "reason"),
     [
         ("InsufficientFreeAddressesInSubnet", errors.Full, "subnet_full"),
+        ("InsufficientCidrBlocks", errors.Full, "subnet_full"),
         ("UnauthorizedOperation", errors.Refused, "ec2_denied"),
         ("InvalidParameterValue", errors.TryLater, "ec2_error"),
     ],

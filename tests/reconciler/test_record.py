@@ -148,6 +148,17 @@ def test_the_pause_grows_with_each_refusal_up_to_two_minutes(
     assert seen == pauses
 
 
+def test_tries_for_fewer_within_a_pause_are_one_refusal(door: Door) -> None:
+    """A subnet had not four, nor two, nor one: one pause for the three, and the next is twice as long."""
+    for pause in (30_000, 60_000, 120_000):
+        for count in (4, 2, 1):
+            action = actions.AssignAddresses("eni-1", count)
+            answered(door, action, "InsufficientFreeAddressesInSubnet", "no")
+        with door.ledger.read() as tx:
+            assert reads.next_retry_at(tx, door.now) == door.now + pause
+        door.now += pause
+
+
 def test_a_refusal_is_a_finding_until_nobody_waits_to_repeat_it(door: Door) -> None:
     answered(door, actions.AssignAddresses("eni-1", 1), "UnauthorizedOperation", "no")
     open_ones = "SELECT code, subject FROM v_findings WHERE closed IS NULL"
