@@ -61,8 +61,9 @@ def lease(row: Row) -> model.Lease:
     return model.Lease(*values)
 
 
+@lru_cache(maxsize=64)
 def eni(row: Row) -> model.Eni:
-    """Of a row of ENI."""
+    """Of a row of ENI; kept, because each addition reads the same one."""
     values = dict(zip(_FIELDS_OF_ENI, row, strict=True))
     for name in ("primary", "managed", "delete_on_termination"):
         values[name] = bool(values[name])

@@ -136,6 +136,8 @@ class Batch:
     def _overrule(self, link: model.Link, index: int, read: channel.Answer) -> Refusal | None:
         if read.refusal is not None:
             return read.refusal
+        if rtnetlink.shows_mac(read.data, link.mac):
+            return None
         given = _unlike(link, rtnetlink.link(read.data).link)
         if not given:
             return None

@@ -242,6 +242,14 @@ def links(datagrams: list[bytes]) -> list[Found]:
     return [_link(body) for body in _each(datagrams, NEWLINK)]
 
 
+def shows_mac(datagram: bytes, mac: str) -> bool:
+    """Does the answer to `find_link` hold this address? Without reading its forty other attributes.
+
+    The attribute is looked for with its head, and no other of six bytes has the same kind but in a nest.
+    """
+    return netlink.attribute(_L_ADDRESS, bytes.fromhex(mac.replace(":", ""))) in datagram
+
+
 def link(datagram: bytes) -> Found:
     """The answer to `find_link`."""
     (body,) = _each([datagram], NEWLINK)
