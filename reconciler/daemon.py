@@ -307,6 +307,7 @@ class Daemon:
 
     def _tick_tidy(self) -> int | None:
         self.server.run(self._take_spool_in)
+        self.server.run(self.verbs.forget_waiting)
         recovery.tell_of_damage(self.ledger, clock)
         with self.ledger.write() as tx:
             writes.prune(tx, clock())

@@ -37,6 +37,10 @@ class Claim:
     unplugged: tuple[model.Installed, ...]
 
 
+FORGOTTEN_MS = 600_000
+"""A refused sandbox is deleted at once and a new one made; one that waits for longer than this was forgotten."""
+
+
 @dataclass(slots=True)
 class Verbs:
     """The runtime's five verbs over one ledger and one kernel."""
@@ -268,6 +272,14 @@ class Verbs:
         for job in held.values():
             if self._guarded(job, self._still_open):
                 self.add([job])
+
+    def forget_waiting(self) -> None:
+        """End what has waited long enough for an ADD or a DEL that does not come: it keeps room for nobody."""
+        now = self.clock()
+        with self.ledger.write() as tx:
+            for lease in reads.waiting(tx):
+                if lease.id not in self.waiting and lease.created_at < now - FORGOTTEN_MS:
+                    writes.end(tx, lease.id, "gave_up_waiting", now, cooling_ms=0)
 
     def release_waiting(self) -> None:
         """Refuse the held calls: the daemon is being stopped."""

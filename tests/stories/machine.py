@@ -173,6 +173,7 @@ class Machine:
             case "waits":
                 self.verbs.retry_waiting()
             case "tidy":
+                self.verbs.forget_waiting()
                 recovery.take_spool_in(self.ledger, self.loop, self.spool, self.time.now_ms)
                 with self.ledger.write() as tx:
                     writes.prune(tx, self.time.now_ms())

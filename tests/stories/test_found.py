@@ -97,3 +97,20 @@ def test_a_clock_that_is_set_back_holds_up_no_pod() -> None:
         node.runtime.reconcile()
         assert [box and box.state for box in node.runtime.wanted.values()] == ["up"] * 3
         node.settle()
+
+
+def test_a_refused_sandbox_that_is_never_deleted_keeps_room_for_nobody() -> None:
+    """The runtime forgets the DEL; its lease waited, and was counted as a pod, until the next restart."""
+    small = knobs.Settings(warm_ip_target=1, max_eni=1, add_wait_ms=0)
+    with told(instance_type="t3.small", settings=small) as node:
+        node.runtime.forgetful = 1.0
+        node.runtime.want(5)
+        node.pass_(60)
+        waiting = "SELECT count(*) AS n FROM v_leases WHERE state = 'waiting'"
+        assert node.machine.rows(waiting) == [{"n": 4}]
+        node.pass_(700)
+        assert node.machine.rows(waiting) == [{"n": 0}]
+        reasons = node.machine.rows("SELECT DISTINCT reason FROM v_leases WHERE state = 'ended'")
+        assert reasons == [{"reason": "gave_up_waiting"}]
+        node.runtime.forgetful = 0.0
+        node.settle()
