@@ -62,7 +62,12 @@ def make_sound(path: Path) -> Path | None:
     if not path.exists():
         return None
     with lock.held(path):
-        if _is_sound(path):
+        try:
+            sound = _is_sound(path)
+        except sqlite3.OperationalError:
+            _recover(path)
+            sound = _is_sound(path)
+        if sound:
             return None
         return _rename(path, DAMAGED)
 
@@ -98,6 +103,15 @@ def _is_sound(path: Path) -> bool:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
             return False
         raise
+
+
+def _recover(path: Path) -> None:
+    """Let SQLite undo what a power cut left half done in a rollback journal: only a writer can."""
+    with (
+        contextlib.closing(file.connect(path, "rw")) as connection,
+        contextlib.suppress(sqlite3.DatabaseError),
+    ):
+        connection.execute("SELECT count(*) FROM sqlite_master")
 
 
 def _rename(path: Path, what: str) -> Path:

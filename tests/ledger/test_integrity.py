@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -172,3 +174,38 @@ def test_the_thorough_check_finds_an_index_that_lies_and_a_reference_to_nothing(
         raw.commit()
     assert integrity.quick_check(path) == integrity.SOUND
     assert "references lead nowhere" in integrity.check(path)
+
+
+SECOND = """
+import sys
+from pathlib import Path
+from ledger import database, errors
+try:
+    database.Ledger.open(Path(sys.argv[1]))
+except errors.Locked:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("part", ["", "-wal", "-shm"])
+def test_posix_locks_that_are_lost_let_no_second_writer_in(path: Path, part: str) -> None:
+    """A stray open and close of the file drops SQLite's own locks, and a second writer's acknowledged
+    commit would vanish without a word; the flock on a file beside it stays, and refuses that one.
+    """
+    with database.Ledger.open(path) as ledger:
+        with ledger.write() as tx:
+            writes.note_late_delete(tx, "c1", "eth0", 1)
+        with ledger.write() as tx:
+            writes.note_late_delete(tx, "c2", "eth0", 2)
+            path.with_name(path.name + part).read_bytes()  # what nothing in the daemon may do
+            second = subprocess.run(
+                [sys.executable, "-c", SECOND, str(path)],
+                cwd=Path(__file__).parents[2],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert second.stdout == "refused\n"
+    with database.Ledger.open(path) as ledger, ledger.read() as look:
+        assert [reads.late_delete(look, f"c{n}", "eth0") for n in (1, 2)] == [1, 2]
+    assert integrity.check(path) == integrity.SOUND
