@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
 
 from tests.lab import spaces
 from tests.lab.kubelet import CniError
@@ -37,7 +36,7 @@ def test_status_says_so_before_the_third_refusal_and_a_restart_keeps_the_pause(l
     """Two addresses are left for pods; EC2 is not asked again while the pause lasts, whoever asks us."""
     node, kubelet = lab.nodes[0], lab.kubelets[0]
     fill(lab, leave=2)
-    with pytest.raises(ClientError, match="InsufficientFreeAddressesInSubnet"):
+    with pytest.raises(lab.ec2.exceptions.ClientError, match="InsufficientFreeAddressesInSubnet"):
         lab.ec2.create_network_interface(
             SubnetId=lab.fabric.primary(node.instance)["SubnetId"], SecondaryPrivateIpAddressCount=2
         )
