@@ -97,6 +97,8 @@ def calls(town: Town) -> Iterator[Calls]:
     proxy.close()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", ["prng"], indirect=True)
 def test_what_is_open_goes_on_whatever_setting_changes(town: Town, calls: Calls) -> None:
     """The daemon restarts with one setting after the other, and at last with the defaults again.
