@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tests.bench import rivals
 from tests.lab import spaces
 from tests.lab.node import Node
 from tests.lab.whole import Lab
@@ -114,3 +115,5 @@ def test_an_idle_node_asks_the_api_server_nothing(lab: Lab) -> None:
     assert asked >= 1
     live.until(lambda: age(node) > 5_000, "several ticks")
     assert api.asked == asked
+    assert node.daemon is not None
+    assert rivals.resident_mib(node.daemon.pid) < 120, "the child with boto3 and this client in it"
