@@ -107,7 +107,7 @@ def test_a_setting_changes_its_own_place_and_nothing_else(
 
 
 def test_bandwidth_comes_before_tuning_and_portmap_keeps_its_snat() -> None:
-    """The VPC CNI loses `snat` as soon as it appends: node-local callers of a host port then hang."""
+    """The VPC CNI loses `snat` as soon as it appends, and then depends on what portmap presumes."""
     both = rendered(ENABLE_BANDWIDTH_PLUGIN="true", DISABLE_POD_V6="true")
 
     assert both == USUAL.replace(CHAIN_ENDS, BANDWIDTH + TUNING + CHAIN_ENDS)
