@@ -165,6 +165,9 @@ class Beyond:
                 *(f"route add {net} via {other} dev {link} {words}" for net in networks),
             ]
             netns.command("ip", "-batch", "-", stdin="\n".join(lines))
+        # A first ARP request that is lost would be repeated only after a second.
+        near.await_up(device)
+        far.await_up(its)
 
 
 def associated(interfaces: Iterable[dict[str, Any]]) -> dict[str, str]:

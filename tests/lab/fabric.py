@@ -26,7 +26,6 @@ import ipaddress
 import json
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,13 +181,12 @@ class Fabric:
         The kernel opens our end a moment after the guest's, by a job of its own (linkwatch). What
         it gets before is lost, and a guest repeats a lost ARP request only after a second.
         """
-        show = ("ip", "-brief", "link", "show", self._ports[eni].device)
-        deadline = time.monotonic() + 5
-        # The event for it may have passed before we could listen; to look costs 2 ms.
-        while self.netns.command(*show).split()[1] != "UP":
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{eni} has no link; raise it in its instance's namespace first")
-            time.sleep(0.001)
+        try:
+            self.netns.await_up(self._ports[eni].device)
+        except TimeoutError:
+            raise TimeoutError(
+                f"{eni} has no link; raise it in its instance's namespace first"
+            ) from None
 
     def drops(self) -> dict[tuple[str, str], int]:
         """Packets dropped by the source check so far, by (interface id, source address)."""

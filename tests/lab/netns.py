@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
@@ -121,6 +122,17 @@ class Netns:
             return path.read_text().strip()
 
         return self.run(inside)
+
+    def await_up(self, device: str) -> None:
+        """Return once the kernel sends by this device; TimeoutError after 5 s.
+
+        The event for it may have passed before we could listen; to look costs 2 ms.
+        """
+        deadline = time.monotonic() + 5
+        while self.command("ip", "-brief", "link", "show", device).split()[1] != "UP":
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{device} has no link")
+            time.sleep(0.001)
 
     def close(self) -> None:
         """Let go. The kernel ends the namespace when no process or socket is left in it."""
