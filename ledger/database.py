@@ -218,12 +218,17 @@ class Ledger:
     def checkpoint(self) -> tuple[int, int]:
         """Carry the WAL's pages into the file, without stopping readers or the writer.
 
-        Returns pages in the WAL and pages carried over. The writer never does this in a commit.
+        Returns pages in the WAL and pages carried over. The writer never does this in a commit. A WAL can
+        begin anew only when all of it was carried over, which under steady writing never happens by
+        itself; so once it is long, writers wait for the few pages that came meanwhile.
         """
         if self._checkpointer is None:
             raise RuntimeError(f"{self.path} was opened read-only")
         with self._checkpoint_turn:
             row = self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if row[1] > file.WAL_MOST_PAGES:
+                with self._turn:
+                    self._checkpointer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
         return int(row[1]), int(row[2])
 
     def backup(self, to: Path) -> None:

@@ -17,6 +17,8 @@ from urllib.parse import quote
 from ledger import errors, schema
 
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
+WAL_MOST_PAGES = 4_096
+"""From this length on a checkpoint sees to it that the WAL begins anew: 16 MiB."""
 BUSY_S = 5.0
 READER_CACHE_KIB = 256
 """Pages a reader keeps (each thread has one): the operating system keeps the file as well."""

@@ -329,6 +329,7 @@ class Daemon:
 
     def _tick_checkpoint(self) -> int | None:
         takeover.leave_checkpoint(self.ledger, self.inheritance, clock)
+        self.ledger.checkpoint()
         return None
 
     def _tick_reap(self) -> int | None:

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import insert, literal, select
 
 from ledger import database, errors, integrity, migrate, reads, schema, writes
+from ledger import file as files
 from tests.ledger import node
 
 DIRTY_PAGES = """
@@ -312,3 +313,26 @@ def test_a_statement_with_a_bound_constant_is_refused_when_it_is_written() -> No
         database.Statement(select(schema.leases.c.id).where(schema.leases.c.state == "ended"))
     with pytest.raises(ValueError, match="bound, not written"):
         database.Statement(insert(schema.journal).values(at=literal(1)))
+
+
+def test_the_wal_stays_short_under_steady_writing(
+    ledger: database.Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints that never find all of it carried over would let it grow for ever."""
+    monkeypatch.setattr(files, "WAL_MOST_PAGES", 64)
+    written = threading.Event()
+
+    def write() -> None:
+        for n in range(3000):
+            with ledger.write() as tx:
+                writes.line(tx, n, "test", "steady writing")
+        written.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    longest = 0
+    while not written.is_set():
+        longest = max(longest, ledger.checkpoint()[0])
+    writer.join()
+
+    assert 64 < longest < 1500
