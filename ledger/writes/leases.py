@@ -1,22 +1,20 @@
 """Who holds an address: claimed, activated, ended, in doubt after a reboot.
 
 An observation never ends a lease (decision 2), so nothing here takes one. The schema's indexes are
-the referee; the choice made here only aims to please it. What the kernel needs for a lease does not
-belong here.
+the referee; the choice made for it (see `choice`) only aims to please it. What the kernel needs for a
+lease does not belong here.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from ledger import model, rows, schema
 from ledger.database import Statement, Write
-from ledger.writes import journal
+from ledger.writes import choice, journal
 
 _leases, _addresses, _enis = schema.leases, schema.addresses, schema.enis
-_ONE: ColumnElement[int] = literal_column("1")
-_ZERO: ColumnElement[int] = literal_column("0")
 
 _OPEN = Statement(
     select(*rows.LEASE).where(
@@ -27,70 +25,6 @@ _OPEN = Statement(
     )
 )
 
-_held = (
-    select(func.count())
-    .select_from(_addresses)
-    .where(
-        _addresses.c.eni_id == _enis.c.eni_id,
-        _addresses.c.family == bindparam("family"),
-        _addresses.c.released_at.is_(None),
-    )
-    .scalar_subquery()
-)
-_leased = (
-    select(func.count())
-    .select_from(_leases)
-    .where(
-        _leases.c.eni_id == _enis.c.eni_id,
-        _leases.c.family == bindparam("family"),
-        _leases.c.ended_at.is_(None),
-    )
-    .scalar_subquery()
-)
-# Every open lease has a live address row, so an interface without a surplus cannot have a free one.
-_FULLEST_WITH_ROOM = Statement(
-    select(_enis.c.eni_id)
-    .where(_enis.c.state == schema.word("usable"), _enis.c.managed == _ONE, _held > _leased)
-    .order_by(_leased.desc(), _enis.c.device)
-)
-_held_address = _addresses.alias("held")
-_fullness = (
-    select(_held_address.c.prefix, func.count().label("leased"))
-    .select_from(
-        _leases.join(
-            _held_address,
-            (_held_address.c.address == _leases.c.address) & _held_address.c.released_at.is_(None),
-        )
-    )
-    .where(
-        _leases.c.eni_id == bindparam("eni_id"),
-        _leases.c.family == bindparam("family"),
-        _leases.c.ended_at.is_(None),
-        _held_address.c.prefix.is_not(None),
-    )
-    .group_by(_held_address.c.prefix)
-    .subquery("fullness")
-)
-# Full prefixes stay full, so that the others can be given back; within one the longest-rested first.
-_LONGEST_RESTED = Statement(
-    select(_addresses.c.address)
-    .select_from(_addresses.outerjoin(_fullness, _fullness.c.prefix == _addresses.c.prefix))
-    .where(
-        _addresses.c.eni_id == bindparam("eni_id"),
-        _addresses.c.family == bindparam("family"),
-        _addresses.c.state == schema.word("assigned"),
-        _addresses.c.cooling_until <= bindparam("now"),
-        _addresses.c.absent_since.is_(None),
-        ~select(_ONE)
-        .where(_leases.c.address == _addresses.c.address, _leases.c.ended_at.is_(None))
-        .exists(),
-    )
-    .order_by(
-        _addresses.c.prefix.is_(None) == bindparam("prefixes"),
-        func.coalesce(_fullness.c.leased, _ZERO).desc(),
-        _addresses.c.rested_since,
-    )
-)
 _NOT_AT_FIRST = frozenset({"id", "activated_at", "ended_at", "adopted"})
 _INSERT = Statement(
     insert(_leases),
@@ -199,7 +133,7 @@ def claim(
     held = None if row is None else rows.lease(row)
     if held is not None and held.state != "waiting":
         return held
-    address, eni_id = _choose(tx, family, prefixes, now)
+    address, eni_id = choice.longest_rested(tx, family, prefixes, now)
     if held is not None and address is None:
         return held
     state: model.LeaseState = "waiting" if address is None else "reserved"
@@ -248,16 +182,6 @@ def claim(
     who = f"{pod_namespace}/{pod_name} {ifname}"
     journal.line(tx, now, kind, who, reason, lease_id=lease.id, eni_id=eni_id, address=address)
     return lease
-
-
-def _choose(tx: Write, family: int, prefixes: bool, now: int) -> tuple[str | None, str | None]:
-    for (eni_id,) in tx.all(_FULLEST_WITH_ROOM, family=family):
-        found = tx.one(
-            _LONGEST_RESTED, eni_id=eni_id, family=family, prefixes=int(prefixes), now=now
-        )
-        if found is not None:
-            return found[0], eni_id
-    return None, None
 
 
 def of_key(tx: Write, container_id: str, ifname: str, family: int = 4) -> model.Lease | None:

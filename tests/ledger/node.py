@@ -39,7 +39,9 @@ def add_eni(ledger: database.Ledger, device: int, count: int, now: int = 1) -> m
     return made
 
 
-def claim(tx: database.Write, container: str, now: int, pod: str = "web-0") -> model.Lease:
+def claim(
+    tx: database.Write, container: str, now: int, pod: str = "web-0", *, prefixes: bool = False
+) -> model.Lease:
     """What ADD claims for a sandbox."""
     return writes.claim(
         tx,
@@ -53,6 +55,7 @@ def claim(tx: database.Write, container: str, now: int, pod: str = "web-0") -> m
         boot_id=BOOT,
         host_ifname=f"eni{container[:11]}",
         host_mac="0a:00:00:00:00:01",
+        prefixes=prefixes,
         now=now,
     )
 

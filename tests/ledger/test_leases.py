@@ -68,6 +68,51 @@ def test_the_fullest_interface_with_room_is_used(ledger: database.Ledger) -> Non
         assert node.claim(tx, "e", 20).eni_id != held
 
 
+def with_prefixes(ledger: database.Ledger) -> None:
+    """One interface with two /28s and one single address, all of them free since the same moment."""
+    made = node.add_eni(ledger, 1, 1)
+    with ledger.write(durable=True) as tx:
+        writes.prefixes_assigned(tx, made.eni_id, ["10.1.0.0/28", "10.1.0.16/28"], "assign", 1)
+
+
+def in_which(lease: model.Lease) -> str:
+    """The /28 a lease is in, or empty for a single address."""
+    assert lease.address is not None
+    network, last = lease.address.rsplit(".", 1)
+    return f"{network}.{int(last) // 16 * 16}/28" if network == "10.1.0" else ""
+
+
+def test_the_fullest_prefix_is_used_before_the_longest_rested_address(
+    ledger: database.Ledger,
+) -> None:
+    """So that whole prefixes empty: the other one has rested longer and stays free."""
+    with_prefixes(ledger)
+    with ledger.write() as tx:
+        leases = [node.claim(tx, f"c{n}", 10, prefixes=True) for n in range(20)]
+        first, second = leases[0], leases[16]
+        assert in_which(first) != in_which(second)
+        for n, lease in enumerate(leases[:14]):  # two are left there, four in the second
+            writes.end(tx, lease.id, "deleted", 20 + n, cooling_ms=0)
+        again = [node.claim(tx, f"d{n}", 50, prefixes=True) for n in range(12)]
+        assert {in_which(lease) for lease in again} == {in_which(second)}
+        assert in_which(node.claim(tx, "e", 50, prefixes=True)) == in_which(first)
+
+
+def test_the_kind_that_counts_is_used_first_and_the_other_before_nothing(
+    ledger: database.Ledger,
+) -> None:
+    """Singly: the one single address, then the prefixes' thirty-two. By prefixes: the other way round."""
+    with_prefixes(ledger)
+    with ledger.write() as tx:
+        singly = [node.claim(tx, f"c{n}", 10) for n in range(33)]
+        assert [bool(in_which(lease)) for lease in singly] == [False] + [True] * 32
+        for lease in singly:
+            writes.end(tx, lease.id, "deleted", 20, cooling_ms=0)
+        blocks = [node.claim(tx, f"d{n}", 30, prefixes=True) for n in range(33)]
+        assert [bool(in_which(lease)) for lease in blocks] == [True] * 32 + [False]
+        assert node.claim(tx, "e", 30, prefixes=True).state == "waiting"
+
+
 def _not_wired(tx: database.Write) -> None:
     writes.eni_state(tx, node.eni(1).eni_id, "attached", 2)
 
@@ -212,12 +257,17 @@ def test_a_late_deletion_is_remembered(ledger: database.Ledger) -> None:
 
 def test_a_claim_finds_its_rows_by_index(ledger: database.Ledger) -> None:
     """No step of the choice scans a table that grows with history; the referee's index is used."""
-    from ledger.writes import leases
+    from ledger.writes import choice, leases
 
     plans: list[str] = []
     given = {"eni_id": "", "family": 4, "now": 0, "prefixes": 0, "container_id": "", "ifname": ""}
     with ledger.read() as tx:
-        for statement in (leases._OPEN, leases._FULLEST_WITH_ROOM, leases._LONGEST_RESTED):
+        for statement in (
+            leases._OPEN,
+            choice._FULLEST_WITH_ROOM,
+            choice._LONGEST_RESTED_SINGLE,
+            choice._LONGEST_RESTED,
+        ):
             rows = tx.dicts(f"EXPLAIN QUERY PLAN {statement.sql}", given)
             plans += [str(row["detail"]) for row in rows]
     scanned = [plan for plan in plans if plan.startswith("SCAN") and plan != "SCAN enis"]

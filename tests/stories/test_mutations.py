@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ledger import database, model, writes
-from ledger.writes import adoption, leases
+from ledger.writes import adoption, choice
 from reconciler import record, recovery
 from reconciler.planner import actions, budget, notation, release, stock
 from reconciler.providers import ec2
@@ -105,7 +105,7 @@ def two_pods_get_one_address(patch: pytest.MonkeyPatch) -> None:
         return (rows[0]["address"], rows[0]["eni_id"]) if rows else (None, None)
 
     patch.setattr(database.Ledger, "open", classmethod(opened))
-    patch.setattr(leases, "_choose", careless)
+    patch.setattr(choice, "longest_rested", careless)
     patch.setattr(writes, "plan_installed", lambda *_: ())  # it has an index of its own
 
 
