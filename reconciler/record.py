@@ -96,7 +96,8 @@ def _pause(intent: model.Intent) -> int:
 def _says_nothing(outcome: actions.Outcome) -> bool:
     """Was the call turned away before EC2 looked at what it was about?"""
     reason = errors.from_ec2(outcome.error, outcome.text).reason
-    return reason in {"throttled", "ec2_denied", "ec2_down"}
+    # Trouble is what a question before the call met: a mutation that meets it itself is `unknown`.
+    return reason in {"throttled", "ec2_denied", "ec2_down"} or errors.is_trouble(outcome.error)
 
 
 def _succeeded(

@@ -202,6 +202,20 @@ def test_what_cannot_be_done_twice_is_sent_again_after_pauses_that_grow(door: Do
     assert pauses == [5_000, 10_000, 20_000]
 
 
+@pytest.mark.parametrize("code", ["RequestLimitExceeded", "UnauthorizedOperation", "InternalError"])
+def test_a_repetition_that_is_turned_away_does_not_undo_the_first_call(
+    door: Door, code: str
+) -> None:
+    """Seeds 570 and 690 of the stories: what the lost call did was taken for not done."""
+    lost(door, UNASSIGN)
+    with door.ledger.write(durable=True) as tx:
+        (open_one,) = reads.unknown_intents(tx)
+        record.resend(tx, open_one, door.now)
+        done = CloudOutcome(actions.Outcome(UNASSIGN, code, "no"), "Unassign", code, 1_000)
+        record.cloud(tx, open_one, actions.CloudStep(UNASSIGN, "tidy", "test"), done, door.now)
+    assert (states(door), address(door)) == (["unknown"], "releasing")
+
+
 def test_a_picture_does_not_end_the_doubt_about_what_can_be_sent_again(door: Door) -> None:
     """It may be older than the call, and show as ours what was given back."""
     lost(door, UNASSIGN)

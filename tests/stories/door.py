@@ -26,11 +26,15 @@ from reconciler.providers import ec2, imds
 from tests.lab import accounting, inproc
 from tests.lab import imds as metadata
 from tests.lab.cloud import Cloud
+from tests.lab.errors import ApiError
 from tests.lab.frontdoor import FrontDoor, _Call
 from tests.lab.reply import Reply
 
 CALL_S: Final = (0.02, 0.4)
 """How long an EC2 call takes at least and at most."""
+
+OF_THE_WISH: Final = frozenset({"InsufficientFreeAddressesInSubnet", "IncorrectState"})
+"""Codes that speak of what was asked for, not of EC2's health or of who asked."""
 
 Item = dict[str, Any]
 
@@ -65,7 +69,17 @@ class Ec2Door(FrontDoor):
             self._take_time()
             self.arrives(call.action, call.params)
             self._asked = call.action
-        super()._meet_faults(call)
+        try:
+            super()._meet_faults(call)
+        except ApiError as refused:
+            # No question is refused so, and what is known by its token is answered before it is looked at.
+            looks = call.action.startswith("Describe")
+            if refused.code not in OF_THE_WISH or not (looks or self._knows(call)):
+                raise
+            call.cause = "cloud"
+
+    def _knows(self, call: _Call) -> bool:
+        return (call.action, call.params.get("ClientToken")) in self.cloud._tokens
 
     def _take_time(self) -> None:
         self.cloud.clock.sleep(self._rng.uniform(*self.pace) / 2)
