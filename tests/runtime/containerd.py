@@ -176,13 +176,13 @@ class Containerd:
                     Path(folder).rmdir()
 
     def _end(self, how: signal.Signals) -> None:
-        if self._cri:
-            self._cri.close()
-            self._cri = None
         if self.process:
             self.process.send_signal(how)
             self.process.wait(_DEADLINE_S)
             self.process = None
+        if self._cri:  # only now: hanging up first would tell a runtime that lives to undo the call
+            self._cri.close()
+            self._cri = None
 
     def _answers(self) -> bool:
         """Whoever is asked too early is told `server is not initialized yet`."""
