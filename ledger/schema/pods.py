@@ -133,6 +133,6 @@ late_deletes = Table(
     text("container_id", "The sandbox a deletion named though no lease was open.", key=True),
     text("ifname", "Its interface.", key=True),
     moment("at", "When the deletion came."),
-    comment="Deletions for unknown sandboxes: an addition that arrives after one is refused.",
+    comment="Deletions for unknown sandboxes: a takeover brings in no lease for one.",
     sqlite_strict=True,
 )

@@ -265,6 +265,6 @@ def identify(tx: Write, lease_id: int, sandbox: model.Sandbox, now: int) -> None
 
 
 def note_late_delete(tx: Write, container_id: str, ifname: str, now: int) -> None:
-    """Remember a deletion for an unknown sandbox, so that an addition after it is refused."""
+    """Remember a deletion for an unknown sandbox, so that a takeover does not bring its lease in."""
     tx.run(_LATE_DELETE, container_id=container_id, ifname=ifname, at=now)
     journal.line(tx, now, "lease.late_delete", f"{container_id} {ifname}")
