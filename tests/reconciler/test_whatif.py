@@ -317,6 +317,8 @@ def tried(lab: Lab, node: Node, kubelet: Kubelet, trial: Trial) -> list[dict[str
     found = []
     with database.Ledger.open(node.ledger, read_only=True) as ledger:
         wait_for_rest(ledger, settings)
+        # The primary's tags come last, and the rows do not tell: EC2 alone keeps them.
+        live.until(lambda: "CreateTags" in picture(lab, node)["ec2_calls"], "the primary's tags")
         for before, count in pairwise((0, *trial.pods)):
             for number in range(before, count):
                 kubelet.start(f"pod-{number}")
