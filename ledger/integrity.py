@@ -11,7 +11,7 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from ledger import file, lock
+from ledger import errors, file, lock
 
 SOUND = "ok"
 DAMAGED = "damaged"
@@ -61,6 +61,8 @@ def make_sound(path: Path) -> Path | None:
     path = path.absolute()
     if not path.exists():
         return None
+    if path.is_dir():
+        raise errors.NotALedger(f"{path} is a folder; remove it and start again")
     with lock.held(path):
         try:
             sound = _is_sound(path)

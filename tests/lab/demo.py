@@ -158,7 +158,9 @@ class Tour:
 
     def end(self, lab: Lab) -> None:
         """All pods go; the kernel is as it was, the ledger remembers."""
-        lab.on_each(lambda kubelet: kubelet.stop_all(kubelet.sandboxes.values()), lab.kubelets)
+        lab.on_each(
+            lambda kubelet: kubelet.stop_all(list(kubelet.sandboxes.values())), lab.kubelets
+        )
         for node in lab.nodes:
             for what, argv in (
                 ("links", ("ip", "-o", "link", "show", "type", "veth")),

@@ -16,6 +16,7 @@ import pytest
 from ledger import migrate, reads
 from tests.lab import spaces
 from tests.lab.whole import Lab
+from tests.reconciler import live
 from tests.reconciler.door import Door
 
 
@@ -152,6 +153,7 @@ def test_a_live_node_answers_beside_its_daemon() -> None:
         lab.start()
         node, kubelet = lab.nodes[0], lab.kubelets[0]
         pods = kubelet.start_all(f"web-{n}" for n in range(3))
+        live.settle(node)
 
         shown = json.loads(node.product("show", "pods", "--json").stdout)
         story = json.loads(node.product("explain", "pod", "default/web-1", "--json").stdout)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ledger import writes
 from reconciler import recovery
 from tests.lab import spaces
 from tests.reconciler.door import Door, Pod
@@ -218,14 +219,18 @@ def test_what_a_start_cannot_remove_it_keeps_and_removes_at_the_next(
     before = door.picture()
     pod = door.added()
     spool = tmp_path / "spool"
+    begun = door.lease(pod)
+    assert begun is not None
+    with door.ledger.write() as tx:  # a deletion that was cut short
+        writes.mark_owner_removing(tx, "lease", str(begun.id), door.now)
 
     with powerless():
-        recovery.first_minute(door.ledger, door.loop, "boot-2", spool, door.clock)
+        recovery.first_minute(door.ledger, door.loop, begun.boot_id, spool, door.clock)
 
     found = door.rows("SELECT code FROM v_findings WHERE closed IS NULL")
     assert {"code": "kernel_error"} in found
     assert door.lease(pod) is not None
-    recovery.first_minute(door.ledger, door.loop, "boot-2", spool, door.clock)
+    recovery.first_minute(door.ledger, door.loop, begun.boot_id, spool, door.clock)
     assert door.lease(pod) is None
     assert door.picture() == before
 
