@@ -285,7 +285,8 @@ static void write_sysctl(int in_pod, const char *file, const char *value, size_t
     int why = in_pod && setns(pod_netns, CLONE_NEWNET) < 0 ? errno : 0;
     if (!why) {
         int fd = open(file, O_WRONLY | O_CLOEXEC);
-        if (fd < 0 ? errno != ENOENT : write(fd, value, size) != (ssize_t)size) why = errno;
+        /* ENOENT, also of the write: no IPv6 here, or the link has just gone to a namesake. */
+        if ((fd < 0 || write(fd, value, size) != (ssize_t)size) && errno != ENOENT) why = errno;
         if (fd >= 0) close(fd);
         if (in_pod && setns(own_netns, CLONE_NEWNET) < 0) why = errno;
     }
