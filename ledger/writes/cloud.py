@@ -90,6 +90,11 @@ _ADDRESS = Statement(
         "assigned_at", "rested_since", "cooling_until", "reason",
     ],
 )  # fmt: skip
+_PRIMARY_OF = Statement(
+    select(_enis.c.eni_id).where(
+        _enis.c.primary_ip == bindparam("address"), _enis.c.gone_at.is_(None)
+    )
+)
 _HOLDER = Statement(
     select(schema.leases.c.id).where(
         schema.leases.c.address == bindparam("address"), schema.leases.c.ended_at.is_(None)
@@ -214,8 +219,20 @@ def insert_eni(tx: Write, eni: model.Eni, source: str, now: int) -> None:
     tx.run(
         _ENI, **values, is_primary=int(eni.primary), source=source, created_at=now, changed_at=now
     )
+    _give_up_primary(tx, eni, now)
     text = f"{source} {eni.state} device {eni.device}"
     journal.line(tx, now, "eni.known", eni.mac, text, eni_id=eni.eni_id)
+
+
+def _give_up_primary(tx: Write, eni: model.Eni, now: int) -> None:
+    """EC2 gives out as primary only what is nobody's: an address we thought ours in the pool is not."""
+    if tx.one(LIVE_ONE, address=eni.primary_ip) is None:
+        return
+    text = f"EC2 made it the primary address of {eni.eni_id}"
+    if tx.one(_HOLDER, address=eni.primary_ip) is None:
+        addresses_released(tx, [eni.primary_ip], now, text)
+    else:
+        address_quarantine(tx, eni.primary_ip, text, now)
 
 
 def eni_attaching(
@@ -267,7 +284,15 @@ def addresses_assigned(
 def assigned(
     tx: Write, eni_id: str, address: str, source: str, now: int, prefix: str | None = None
 ) -> bool:
-    """True if the address is new. One in quarantine stays there: EC2 was not asked why."""
+    """True if the address is new. One in quarantine stays there: EC2 was not asked why.
+
+    One that the ledger has as an interface's primary address waits until that interface's end is known.
+    """
+    primary_of = tx.one(_PRIMARY_OF, address=address)
+    if primary_of is not None:
+        text = f"it is the primary address of {primary_of[0]}, which may be gone"
+        journal.line(tx, now, "address.passed_over", address, text, eni_id=eni_id, address=address)
+        return False
     if tx.run(_CONFIRM, of=address, on=eni_id, within=prefix).rowcount:
         return False
     row = tx.one(LIVE_ONE, address=address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
@@ -230,3 +231,22 @@ def test_an_address_shown_on_another_interface_is_doubtful(ledger: database.Ledg
         (row,) = tx.dicts("SELECT reason FROM v_addresses WHERE address = '10.0.1.10'", {})
     assert one.eni_id in row["reason"]
     assert two.eni_id in row["reason"]
+
+
+def test_an_address_that_ec2_makes_a_primary_one_was_not_ours_any_more(
+    ledger: database.Ledger,
+) -> None:
+    """A lost call had given it back. Free it ends; with a pod on it, it is doubtful from now on."""
+    node.add_eni(ledger, 1, 2)
+    free, held = node.addresses(1, 2)
+    with ledger.write() as tx:
+        first = node.claim(tx, "c1", 2)
+    assert first.address is not None
+    other = held if first.address == free else free
+    for device, address in ((2, first.address), (3, other)):
+        made = replace(node.eni(device), primary_ip=address)
+        with ledger.write(durable=True) as tx:
+            writes.eni_created(tx, made, (), 3)
+    with ledger.read() as tx:
+        live = {a.address: a.state for a in reads.desired(tx, 4).addresses}
+    assert live == {first.address: "quarantine"}

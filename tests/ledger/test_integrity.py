@@ -127,7 +127,7 @@ def test_a_file_that_may_not_be_read_is_not_damage(path: Path) -> None:
     """A folder in its place cannot be opened; setting that aside would hide what is wrong."""
     path.unlink()
     path.mkdir()
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(errors.NotALedger, match="is a folder"):
         integrity.make_sound(path)
     assert path.is_dir()
 
