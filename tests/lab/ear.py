@@ -39,7 +39,10 @@ class Ear:
             (_NETLINK_NETFILTER, _NETFILTER_GROUPS),
         ):
             each = netns.run(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-            each.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 23)
+            try:
+                each.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 23)
+            except PermissionError:  # in a user namespace: as much as net.core.rmem_max lets us
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
             each.bind((0, 0))
             for group in groups:
                 each.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)

@@ -91,7 +91,10 @@ class Trail:
         self._socket = netns.run(
             socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER
         )
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 23)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 23)
+        except PermissionError:  # in a user namespace: as much as net.core.rmem_max lets us
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
         self._socket.bind((0, 0))
         for kind, value in (
             (_CFG_CMD, struct.pack("B", _BIND)),
