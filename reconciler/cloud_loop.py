@@ -1,21 +1,20 @@
 """The loop's twin for EC2: who are we, what is in doubt, what does the pool want; then call and record.
 
 A mutation is a committed intent before it is sent and a committed outcome after. A reply that was lost
-is settled by asking again what cannot be done twice, or by looking. What to ask for is the planner's business, how EC2 is called the
-child's.
+is settled by asking again what cannot be done twice, or by looking. What to ask for is the planner's
+business, how EC2 is called the child's.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Protocol
 
 from ledger import database, model, reads, writes
 from reconciler import clock as clocks
 from reconciler import cloud as clouds
-from reconciler import errors, quarantine, record, scheduling
+from reconciler import errors, pause, quarantine, record, scheduling
 from reconciler import settings as knobs
 from reconciler.planner import actions, budget, cordon, leaks, upkeep
 from reconciler.planner import plan as planner
@@ -38,22 +37,6 @@ IDENTIFY_MS = 30_000
 """How often instance metadata is asked for what may change while we run: networks, security groups."""
 LOOK_IS_FRESH_MS = 60_000
 """How old a look at EC2 may be and still allow something to be given back."""
-
-
-@dataclass(slots=True)
-class _Down:
-    """When somebody who was found down is asked again; 0 while there were answers."""
-
-    until: int = 0
-    _pause: int = DOWN_PAUSE_MS[0]
-
-    def heard(self, answer: object, now: int) -> None:
-        """Keep in step with whether there was an answer."""
-        if isinstance(answer, model.Unknown):
-            self.until = now + self._pause
-            self._pause = min(self._pause * 2, DOWN_PAUSE_MS[1])
-        else:
-            self._pause, self.until = DOWN_PAUSE_MS[0], 0
 
 
 class Heritage(Protocol):
@@ -92,7 +75,8 @@ class CloudLoop:
             self._calls_may_show_until = (reads.last_sent_at(tx) or 0) + writes.ADOPTION_LAG_MS
         self._look_pause, self._look_not_before = LOOK_PAUSE_MS[0], 0
         self._identify_at = 0
-        self._ec2_down, self._imds_down = _Down(), _Down()
+        self._ec2_down = pause.Pause(*DOWN_PAUSE_MS)
+        self._imds_down = pause.Pause(*DOWN_PAUSE_MS)
         self._sweep_wanted = False
         self._budget_at: int | None = None
 
@@ -290,11 +274,9 @@ class CloudLoop:
         """Delete what nodes of this cluster left behind in EC2; what is not affordable waits for the next."""
         with self.ledger.read() as tx:
             node = reads.node(tx)
-        settings = self.settings
-        off = settings.no_leak_cleanup or settings.no_provisioning or settings.imds_only
-        if node is None or off or not settings.cluster_name:
+        if node is None or not leaks.wanted(self.settings):
             return
-        frozen = budget.freeze(settings.freeze, self._calls())
+        frozen = budget.freeze(self.settings.freeze, self._calls())
         if frozen != "none" or not self._has_token(LOOK, "tidy", self._calls()):
             return
         seen = self.cloud.observe_leaked()
@@ -303,7 +285,7 @@ class CloudLoop:
         if isinstance(seen, model.Unknown):
             log.info("leaked interfaces could not be looked for: %s", seen.why)
             return
-        for step in leaks.leaked(seen, node, settings, self.clock()):
+        for step in leaks.leaked(seen, node, self.settings, self.clock()):
             if not self._has_token(ec2.ACTION[type(step.action)], step.lane, self._calls()):
                 return
             if not self.carry_out(step):
@@ -352,7 +334,12 @@ class CloudLoop:
         self._look_at = min(self._look_at, self.clock() + writes.ADOPTION_LAG_MS)
 
     def _settle_unknown(self) -> None:
-        """Calls whose reply was lost: sent again where that does nothing twice, else looked for."""
+        """Calls whose reply was lost: sent again where that does nothing twice, else looked for.
+
+        Where EC2 is not to be changed any more they wait until it is again.
+        """
+        if self.settings.no_provisioning or self.settings.imds_only:
+            return
         now = self.clock()
         with self.ledger.read() as tx:
             due = [i for i in reads.unknown_intents(tx) if record.due_at(i) <= now]

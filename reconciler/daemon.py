@@ -247,13 +247,9 @@ class Daemon:
         gc.freeze()  # what was imported stays, and no collection looks at it again
 
     def stop(self) -> None:
-        """Take no more calls, end the lanes, end the child; what was cut short is in the ledger.
-
-        Also what `start` left undone because it failed: its error is the one to be heard.
-        """
+        """Take no more calls, end the lanes, end the child; what was cut short is in the ledger."""
         log.info("stopping")
-        if self._scheduler.running:
-            self._scheduler.shutdown(wait=False)
+        self._scheduler.shutdown(wait=False)
         self.server.run(self.verbs.release_waiting)
         self.server.stop(STOP_SECONDS)
         self.cloud.close()

@@ -14,7 +14,7 @@ from ledger import database, model, reads, writes
 from reconciler import errors, jobs, refusals
 from reconciler import loop as loops
 from reconciler import settings as knobs
-from reconciler.planner import wiring
+from reconciler.planner import drift, wiring
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Questions:
             wired = wiring_of(tx, lease, self.settings)
         if job.pod is None:
             raise errors.BadNamespace("netns_missing", f"CNI_NETNS={asked.netns}")
-        missing = wiring.compare(wired.host, self.loop.kernel.observe())
+        missing = drift.compare(wired.host, self.loop.kernel.observe())
         inside = (wired.end, *wired.pod)
-        missing += wiring.compare(inside, self.loop.kernel.observe_pod(job.pod))
+        missing += drift.compare(inside, self.loop.kernel.observe_pod(job.pod))
         told = _addresses(asked.config.prev_result)
         if f"{lease.address}/32" not in told:
             missing += (f"prevResult has {told}, the ledger {lease.address}/32",)

@@ -218,9 +218,9 @@ def repeatable(intent: model.Intent) -> actions.CloudStep | None:
 
     EC2 answers a repeated ClientToken with the interface it made the first time. The other calls name
     what is there once: an interface, an attachment, addresses that only we assign to that interface;
-    done already, EC2 says so, and that counts as done (see ec2.Ec2.apply). Such an answer is of this moment, while a
-    picture may be minutes old and show as ours what was given back. Asking for a number of addresses
-    is another matter: asked twice, EC2 gives twice.
+    done already, EC2 says so, and that counts as done (see ec2.Ec2.apply). Such an answer is of this
+    moment, while a picture may be minutes old and show as ours what was given back. Asking for a number
+    of addresses is another matter: asked twice, EC2 gives twice.
     """
     action = notation.action(intent)
     if isinstance(action, actions.AssignAddresses | actions.AssignPrefixes):

@@ -13,6 +13,7 @@ from typing import Final
 
 from ledger import database, model, reads, writes
 from reconciler import cloud as clouds
+from reconciler import pause
 from reconciler import settings as knobs
 from reconciler.planner import actions, cordon
 
@@ -33,12 +34,12 @@ class Scheduling:
         clock: Callable[[], int],
     ) -> None:
         self.ledger, self.cloud, self.settings, self.clock = ledger, cloud, settings, clock
-        self._pause, self._not_before = DOWN_PAUSE_MS[0], 0
+        self._down = pause.Pause(*DOWN_PAUSE_MS)
 
     def asked_about(self, plan: actions.Plan) -> bool:
         """Ask, if the plan hangs on it and the last answer is old. True if there is a new answer."""
         now = self.clock()
-        if not self.settings.in_cluster or now < self._not_before:
+        if not self.settings.in_cluster or now < self._down.until:
             return False
         with self.ledger.read() as tx:
             before, waiting = reads.scheduling(tx), bool(reads.waiting(tx))
@@ -48,18 +49,16 @@ class Scheduling:
 
     def forget(self) -> None:
         """The clock was set back: a pause that was counted by it is over."""
-        self._not_before = 0
+        self._down.until = 0
 
     def _ask(self) -> bool:
         said = self.cloud.schedule()
         now = self.clock()
+        self._down.heard(said, now)
         with self.ledger.write() as tx:
             if isinstance(said, model.Unknown):
-                self._not_before = now + self._pause
-                self._pause = min(self._pause * 2, DOWN_PAUSE_MS[1])
                 writes.open_finding(tx, "api_server_down", "", said.why, now)
                 return False
-            self._pause = DOWN_PAUSE_MS[0]
             writes.close_finding(tx, "api_server_down", "", now)
             writes.record_scheduling(tx, dataclasses.replace(said, at=now))
         return True

@@ -17,7 +17,7 @@ from ledger import database, migrate, model, reads, writes
 from reconciler import cloud as clouds
 from reconciler import errors, loop, takeover
 from reconciler import settings as knobs
-from reconciler.planner import actions, wiring
+from reconciler.planner import actions, drift
 from reconciler.planner import plan as planner
 from reconciler.planner import takeover as heirs
 from reconciler.providers import host, kernel, upstream
@@ -125,7 +125,7 @@ def _explained(plan: actions.Plan, observed: model.ObservedKernel) -> tuple[Step
         thing = action.thing
         if isinstance(thing, model.Link):
             found = links.get(thing.name)
-            same = found is not None and not wiring.faults(thing, found)
+            same = found is not None and not drift.faults(thing, found)
         elif isinstance(action, actions.Remove):
             same = thing.key in put
         else:
@@ -141,7 +141,7 @@ def _explained(plan: actions.Plan, observed: model.ObservedKernel) -> tuple[Step
 
 def _words(action: actions.KernelAction) -> str:
     verb = type(action).__name__.lower()
-    return f"{verb} {wiring.describe(action.thing)}"
+    return f"{verb} {drift.describe(action.thing)}"
 
 
 def _exactly(thing: model.KernelObject) -> tuple[object, ...]:

@@ -51,9 +51,9 @@ def enter(
     later. An address that EC2 has not shown yet, or that another lease has, cannot be given back.
     """
     with ledger.read() as tx:
-        desired = reads.desired(tx, clock())
-        if not among(observed, desired.leases, ()):
+        if not among(observed, reads.open_leases(tx), ()):
             return ()
+        desired = reads.desired(tx, clock())
         forgotten = among(observed, desired.leases, reads.host_macs(tx))
         boot_id = reads.boot_id(tx)
     free = {a.address: a for a in desired.addresses if a.state == "assigned" and not a.leased}

@@ -40,10 +40,10 @@ class Sweeper:
     def tick(self) -> None:
         """One pass: ask, judge, end what two passes agree on."""
         with self.ledger.read() as tx:
-            before = reads.desired(tx, self.clock())
+            named = {lease.netns for lease in reads.open_leases(tx)}
         seen = sweep.Witnesses(
             self.loop.kernel.observe(),
-            self.names.observe({lease.netns for lease in before.leases}),
+            self.names.observe(named),
             self.runtime(),
         )
         with self.ledger.read() as tx:
@@ -84,7 +84,7 @@ class Sweeper:
         reasons = {lease.id: why for lease, why in judged.over if lease.id not in held}
         reasons |= dict.fromkeys(cut_short, "deleted")
         with self.ledger.read() as tx:
-            still = reads.desired(tx, self.clock()).leases
+            still = reads.open_leases(tx)
         ending = [(lease, reasons[lease.id]) for lease in still if lease.id in reasons]
         refused = self.loop.end_leases(ending)
         for lease, reason in ending:

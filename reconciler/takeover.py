@@ -125,7 +125,7 @@ def leave_checkpoint(
     """
     with ledger.read() as tx:
         ours = reads.took_over(tx) or reads.ever_leased(tx)
-        leases = reads.desired(tx, clock()).leases
+        leases = reads.open_leases(tx)
     if (inheritance.allocations or inheritance.faults) and not ours:
         return
     trouble = ""

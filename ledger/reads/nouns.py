@@ -249,12 +249,17 @@ def desired(tx: Read, now: int) -> model.Desired:
         enis=tuple(map(rows.eni, tx.all(_ENIS))),
         prefixes=tuple(model.Prefix(*row) for row in tx.all(_PREFIXES)),
         addresses=tuple(map(rows.address, tx.all(_ADDRESSES))),
-        leases=tuple(map(rows.lease, tx.all(_LEASES))),
+        leases=open_leases(tx),
         installed=tuple(map(rows.installed, tx.all(_INSTALLED))),
         intents=tuple(map(rows.intent, tx.all(_INTENTS, now=now))),
         took_over=took_over(tx),
         scheduling=scheduling(tx),
     )
+
+
+def open_leases(tx: Read) -> tuple[model.Lease, ...]:
+    """Leases that have not ended, the oldest first."""
+    return tuple(map(rows.lease, tx.all(_LEASES)))
 
 
 def enis(tx: Read) -> tuple[model.Eni, ...]:

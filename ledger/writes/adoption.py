@@ -58,7 +58,8 @@ _LAST_RELEASE = Statement(
 def adopt(tx: Write, seen: model.ObservedCloud, now: int, *, imds_only: bool = False) -> bool:
     """Bring in what EC2 shows and the ledger does not know; mark what it misses. True if any is new.
 
-    Nothing but EC2's own picture is adopted, or where EC2 is never asked that of instance metadata. An address we released is believed back only by a picture
+    Nothing but EC2's own picture is adopted, or where EC2 is never asked that of instance metadata. An
+    address we released is believed back only by a picture
     newer than the release by ADOPTION_LAG_MS, and one we were given is missed no sooner. What is
     missing gets `absent_since`, so that no pod is given it meanwhile; leases are left alone.
     """

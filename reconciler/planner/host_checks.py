@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ledger import model
-from reconciler.planner import wiring
+from reconciler.planner import drift, wiring
 
 NOBODY = "1.1.1.1"
 """An address that is no pod's."""
@@ -135,4 +135,4 @@ def _state(link: model.Link | None) -> str:
 
 
 def _said(things: list[model.Rule] | list[model.Route]) -> str:
-    return "; ".join(map(wiring.describe, things)) or "nothing"
+    return "; ".join(map(drift.describe, things)) or "nothing"

@@ -18,6 +18,12 @@ DESCRIBED: Final = "aws-K8S-"
 """How upstream and we begin an interface's description."""
 
 
+def wanted(settings: knobs.Settings) -> bool:
+    """Is anything to be looked for? Without the cluster's name nobody can tell whose an interface is."""
+    off = settings.no_leak_cleanup or settings.no_provisioning or settings.imds_only
+    return bool(settings.cluster_name) and not off
+
+
 def leaked(
     seen: model.ObservedCloud, node: model.Node, settings: knobs.Settings, now: int
 ) -> Iterator[actions.CloudStep]:
@@ -26,7 +32,7 @@ def leaked(
     Its age is what its tag says; one without, or with one that cannot be read, is given a tag and waits
     (upstream deletes the latter at once). This node's own are the pool's business.
     """
-    if settings.no_leak_cleanup or settings.no_provisioning or not settings.cluster_name:
+    if not wanted(settings):
         return
     for each in seen.enis:
         if not _is_the_clusters(each, node, settings):

@@ -11,7 +11,7 @@ import dataclasses
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import actions, cordon, limits, pool, stock, takeover, wiring
+from reconciler.planner import actions, cordon, drift, limits, pool, stock, takeover, wiring
 
 WIRED = frozenset({"attaching", "attached", "usable"})
 
@@ -68,7 +68,7 @@ def kernel(
                 )
     rows = [row.thing for row in desired.installed if row.owner_kind == "lease"]
     present = {link.name for link in observed.links}
-    present |= {thing.name for thing, _ in wiring.misnamed(rows, observed)}
+    present |= {thing.name for thing, _ in drift.misnamed(rows, observed)}
     for row in desired.installed:
         if row.owner_kind != "lease" or row.state == "removing":
             continue
@@ -83,7 +83,7 @@ def kernel(
     if desired.took_over:
         named += takeover.twins(wanted) + takeover.misleading(desired, observed)
     shadowing = wiring.connected(desired.enis, links, observed)
-    steps = (*wiring.diff(wanted, observed, named), *map(actions.Remove, shadowing))
+    steps = (*drift.diff(wanted, observed, named), *map(actions.Remove, shadowing))
     return actions.Plan(steps, notes=tuple(notes))
 
 

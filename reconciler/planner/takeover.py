@@ -8,13 +8,13 @@ address's route. Writing it down does not belong here.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import wiring
+from reconciler.planner import drift, wiring
 
 UNSPECIFIED, BOOT = 0, 3
 """RTPROT_UNSPEC and RTPROT_BOOT of linux/rtnetlink.h: what the VPC CNI's rules and routes bear."""
@@ -60,11 +60,14 @@ def decide(
     settings: knobs.Settings,
 ) -> Takeover:
     """Account for every address in use. `seen` are this node's attached interfaces, the primary among them."""
-    owners = _Owners(tuple(seen), kernel)
-    carried = _pod_routes(kernel, settings)
+    seen = tuple(seen)
+    owners = _Owners(seen, kernel)
+    primaries = {each.eni.primary_ip for each in seen}  # never a pod's, whatever a record says
+    carried = {a: x for a, x in _pod_routes(kernel, settings).items() if a not in primaries}
     heirs = [
         _heir(each, owners, carried.get(each.address), kernel)
         for each in _one_each(inheritance.allocations)
+        if each.address not in primaries
     ]
     named = {heir.allocation.address for heir in heirs}
     heirs += [
@@ -74,7 +77,7 @@ def decide(
     ]
     named |= set(carried)
     strangers = {
-        address: f"{wiring.describe(rule)} names it and no record does"
+        address: f"{drift.describe(rule)} names it and no record does"
         for rule in kernel.rules
         if (address := _host_of(rule)) and address not in named and owners.shown(address)
     }
@@ -202,8 +205,3 @@ class _Owners:
         by_table = (e.eni_id for e in enis if wiring.table(e) == table)
         primary = (e.eni_id for e in enis if e.primary)
         return self.shown(address) or next(by_table, "") or next(primary, "")
-
-
-def interfaces(seen: Iterable[model.ObservedEni]) -> Mapping[str, model.Eni]:
-    """The interfaces of a picture by id."""
-    return {each.eni.eni_id: each.eni for each in seen}

@@ -10,10 +10,10 @@ What does not belong here: whether something should have been changed.
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Iterator
 from typing import Self
 
+from tests.lab import netlink
 from tests.lab.netns import Netns
 
 # linux/rtnetlink.h: groups of NETLINK_ROUTE (LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE), then
@@ -71,9 +71,6 @@ class Ear:
                 datagram = listening.recv(1 << 17)
             except BlockingIOError:
                 return
-            at = 0
-            while at + 16 <= len(datagram):
-                length, kind = struct.unpack_from("IH", datagram, at)
+            for kind, _ in netlink.messages(datagram):
                 nftables = kind >> 8 == _NFTABLES
                 yield f"nftables {kind & 0xFF}" if nftables else _TYPES.get(kind, f"type {kind}")
-                at += (length + 3) & ~3

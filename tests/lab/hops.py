@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+from tests.lab import netlink
 from tests.lab.netns import Netns
 
 HOOKS = {
@@ -170,14 +171,15 @@ class Trail:
                 datagram = self._socket.recv(1 << 16)
             except BlockingIOError:
                 return
-            self._hops += filter(None, map(self._hop, _messages(datagram)))
+            packets = (body for kind, body in netlink.messages(datagram) if kind == _PACKET)
+            self._hops += filter(None, map(self._hop, packets))
 
     def _learn(self) -> None:
         """Names of the links by index; one that is gone keeps the name it had."""
         self._names |= dict(self._netns.run(socket.if_nameindex))
 
     def _hop(self, message: bytes) -> Hop | None:
-        found = dict(_attributes(message[4:]))
+        found = dict(netlink.attributes(message[4:]))
         packet, prefix = found.get(_PAYLOAD, b""), found[_PREFIX].rstrip(b"\0").decode()
         if len(packet) < 20:
             return None
@@ -212,20 +214,3 @@ def _table(bit: int) -> Iterator[str]:
         yield f'log prefix "{word}" group {_GROUP}'
         yield "}"
     yield "}"
-
-
-def _messages(datagram: bytes) -> Iterator[bytes]:
-    at = 0
-    while at + 16 <= len(datagram):
-        length, kind = struct.unpack_from("IH", datagram, at)
-        if kind == _PACKET:
-            yield datagram[at + 16 : at + length]
-        at += (length + 3) & ~3
-
-
-def _attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(body):
-        length, kind = struct.unpack_from("HH", body, at)
-        yield kind & 0x3FFF, body[at + 4 : at + length]
-        at += (length + 3) & ~3

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Self
 
+from tests.lab import netlink
 from tests.lab.netns import Netns
 
 # linux/rtnetlink.h
@@ -39,11 +40,11 @@ class Camera:
         found: Facts = Counter()
         for body in self._dump(_GETLINK, socket.AF_UNSPEC):
             index, flags = struct.unpack_from("iI", body, 4)
-            known = dict(_attributes(body[16:]))
+            known = dict(netlink.attributes(body[16:]))
             shown = (known.get(kind) for kind in (_IFNAME, _ADDRESS, _MTU, _IFALIAS))
             found["link", index, bool(flags & _IFF_UP), *shown] += 1
         for body in self._dump(_GETADDR, socket.AF_INET):
-            known = dict(_attributes(body[8:]))
+            known = dict(netlink.attributes(body[8:]))
             found["address", body[:2], body[4:8], known.get(1), known.get(2)] += 1
         for body in self._dump(_GETROUTE, socket.AF_INET):
             found["route", body[:8], body[12:]] += 1  # without flags: dead, linkdown
@@ -68,19 +69,7 @@ class Camera:
             struct.pack("IHHII", 16 + len(header), kind, _DUMP, self._sequence, 0) + header
         )
         while True:
-            datagram = self._socket.recv(1 << 17)
-            at = 0
-            while at + 16 <= len(datagram):
-                length, what = struct.unpack_from("IH", datagram, at)
+            for what, body in netlink.messages(self._socket.recv(1 << 17)):
                 if what == _DONE:
                     return
-                yield datagram[at + 16 : at + length]
-                at += (length + 3) & ~3
-
-
-def _attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(body):
-        length, kind = struct.unpack_from("HH", body, at)
-        yield kind & 0x3FFF, body[at + 4 : at + length]
-        at += (length + 3) & ~3
+                yield body

@@ -65,7 +65,7 @@ def test_without_a_fresh_answer_a_plan_may_add_and_must_not_detach(
     ids=["told not to care", "no API server", "no name"],
 )
 def test_nothing_is_held_back_where_nobody_is_asked(changes: dict[str, object]) -> None:
-    settings = dataclasses.replace(ASKED, **changes)  # type: ignore[arg-type]
+    settings = dataclasses.replace(ASKED, **changes)  # type: ignore[arg-type]  # fields by name
     assert left(said(schedulable=False), settings) == {*ADDS, DETACH, *REST}
 
 

@@ -76,6 +76,12 @@ def test_a_link_with_a_route_and_no_record_is_somebody() -> None:
     assert (heir.allocation.address, heir.eni_id) == ("10.0.0.33", "eni-1")  # by its prefix
 
 
+def test_a_record_that_names_an_interfaces_own_address_is_nobodys() -> None:
+    """The ledger would refuse the lease, and with it the whole takeover."""
+    shown = kernel(links=(link("web"),), routes=(route(SECOND.primary_ip, "web"),))
+    assert decide((record(SECOND.primary_ip, "web"),), shown).heirs == ()
+
+
 def test_an_address_only_a_rule_names_is_kept_from_everybody() -> None:
     """If EC2 shows it on this node; a rule for anything else is none of our business."""
     rules = tuple(

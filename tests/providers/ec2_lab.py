@@ -62,7 +62,7 @@ class Ec2Lab:
 @contextmanager
 def opened(instance_type: str = "m5.large", **dials: float) -> Iterator[Ec2Lab]:
     """A running lab. Delays are 0 unless dialled, so that what is asked is done at once."""
-    cloud = Cloud(RealClock(), start_delay=0.0, **({"attach_delay": 0, "detach_delay": 0} | dials))  # type: ignore[arg-type]
+    cloud = Cloud(RealClock(), start_delay=0.0, **({"attach_delay": 0, "detach_delay": 0} | dials))  # type: ignore[arg-type]  # delays by name
     front = FrontDoor(cloud, throttle=None)
     client = inproc.client(front)
     built = world.build(client, instances=1, instance_type=instance_type)

@@ -16,7 +16,7 @@ import pytest
 from ledger import model
 from reconciler import privileges
 from reconciler import settings as knobs
-from reconciler.planner import actions, wiring
+from reconciler.planner import actions, drift, wiring
 from reconciler.providers import batch, kernel, netlink, rtnetlink
 from tests.lab import spaces
 
@@ -105,8 +105,8 @@ def test_a_pod_is_wired_answers_and_leaves_nothing(place: Place) -> None:
     outcomes = place.put(*wired.host, *wired.pod)
 
     assert errors(outcomes) == [""] * len(outcomes)
-    assert wiring.compare(wired.host, place.kernel.observe()) == ()
-    assert wiring.compare((wired.end, *wired.pod), place.kernel.observe_pod(place.pod)) == ()
+    assert drift.compare(wired.host, place.kernel.observe()) == ()
+    assert drift.compare((wired.end, *wired.pod), place.kernel.observe_pod(place.pod)) == ()
     place.ping()
 
     gone = place.remove(*reversed(wired.host))
@@ -175,15 +175,15 @@ def test_each_object_of_an_interface_is_missed_named_and_put_back(place: Place, 
     else:
         assert errors(place.remove(thing)) == [""]
 
-    named = wiring.compare(wanted, place.observed())
-    repair = wiring.diff(wanted, place.observed(), ())
+    named = drift.compare(wanted, place.observed())
+    repair = drift.diff(wanted, place.observed(), ())
     place.kernel.apply(repair)
 
-    assert any(wiring.describe(thing) in sentence for sentence in named)
+    assert any(drift.describe(thing) in sentence for sentence in named)
     assert actions.Put(thing) in repair
     assert len(repair) == len(named)  # an address takes its routes along
     assert all(isinstance(step, actions.Put) for step in repair)
-    assert wiring.diff(wanted, place.observed(), ()) == ()
+    assert drift.diff(wanted, place.observed(), ()) == ()
 
 
 def test_a_link_that_went_down_takes_its_routes_and_all_come_back(place: Place) -> None:
@@ -191,9 +191,9 @@ def test_a_link_that_went_down_takes_its_routes_and_all_come_back(place: Place) 
     place.put(*wanted)
     place.node.command("ip", "link", "set", "eth1", "down")
 
-    place.kernel.apply(wiring.diff(wanted, place.observed(), ()))
+    place.kernel.apply(drift.diff(wanted, place.observed(), ()))
 
-    assert wiring.compare(wanted, place.observed()) == ()
+    assert drift.compare(wanted, place.observed()) == ()
 
 
 def test_fifty_foreign_objects_stay_byte_for_byte(place: Place) -> None:
@@ -207,7 +207,7 @@ def test_fifty_foreign_objects_stay_byte_for_byte(place: Place) -> None:
     wired = wiring.pod(LEASE, ENI, SETTINGS)
     place.put(*wiring.eni(ENI, "eth1", SETTINGS), *wired.host)
 
-    plan = wiring.diff((), place.observed(), ())
+    plan = drift.diff((), place.observed(), ())
     place.kernel.apply(plan)
 
     assert {type(step) for step in plan} == {actions.Remove}
@@ -242,11 +242,11 @@ def test_what_breaks_a_pod_is_named_and_put_back(place: Place, act: str, named: 
     place.put(*wanted, *wired.pod)
     place.node.command(*act.split())
 
-    assert named in "; ".join(wiring.compare(wanted, place.observed()))
-    mended = place.kernel.apply(wiring.diff(wanted, place.observed(), wanted))
+    assert named in "; ".join(drift.compare(wanted, place.observed()))
+    mended = place.kernel.apply(drift.diff(wanted, place.observed(), wanted))
 
     assert set(errors(mended)) == {""}
-    assert wiring.diff(wanted, place.observed(), wanted) == ()
+    assert drift.diff(wanted, place.observed(), wanted) == ()
     place.ping()
 
 
@@ -269,7 +269,7 @@ def test_a_mac_that_somebody_changes_at_birth_is_read_back_and_set_right(
 
     assert errors(outcomes) == [""] * len(outcomes)
     assert made == [LEASE.host_ifname]
-    assert wiring.compare(wired.host, place.kernel.observe()) == ()
+    assert drift.compare(wired.host, place.kernel.observe()) == ()
     place.ping()
 
 
@@ -293,11 +293,11 @@ def test_a_link_that_lost_its_mark_is_known_by_its_mac_and_marked_again(place: P
     place.put(*wired.host)
     place.node.command("ip", "link", "set", "eni0", "alias", "")
 
-    repair = wiring.diff(wired.host, place.observed(), ())
+    repair = drift.diff(wired.host, place.observed(), ())
     place.kernel.apply(repair)
 
     assert repair == (actions.Put(wired.link),)
-    assert wiring.diff(wired.host, place.observed(), ()) == ()
+    assert drift.diff(wired.host, place.observed(), ()) == ()
 
 
 def test_the_link_of_a_later_sandbox_of_that_name_is_not_removed(place: Place) -> None:
@@ -310,7 +310,7 @@ def test_the_link_of_a_later_sandbox_of_that_name_is_not_removed(place: Place) -
 
     assert set(errors(place.remove(*reversed(earlier.host)))) == {""}
 
-    assert wiring.compare(later.host, place.observed()) == ()
+    assert drift.compare(later.host, place.observed()) == ()
     place.ping()
 
 
@@ -428,7 +428,7 @@ def test_what_its_last_user_left_unread_in_the_socket_does_no_harm(place: Place)
     wired = wiring.pod(LEASE, ENI, SETTINGS)
 
     assert set(errors(place.put(*wired.host, *wired.pod))) == {""}
-    assert wiring.compare((wired.end, *wired.pod), place.kernel.observe_pod(place.pod)) == ()
+    assert drift.compare((wired.end, *wired.pod), place.kernel.observe_pod(place.pod)) == ()
 
 
 def test_a_handle_that_is_no_netlink_socket_is_unknown_to_a_look(place: Place) -> None:

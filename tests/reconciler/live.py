@@ -29,6 +29,20 @@ def until(seen: Callable[[], object], what: str, patience: float = PATIENCE_S) -
         time.sleep(0.05)
 
 
+def same(left: Callable[[], object], right: Callable[[], object], what: str) -> None:
+    """Wait until two views of one thing agree; the last of each are told when they do not."""
+    last: list[object] = []
+
+    def agree() -> bool:
+        last[:] = [left(), right()]
+        return last[0] == last[1]
+
+    try:
+        until(agree, what)
+    except AssertionError:
+        assert last[0] == last[1], what
+
+
 def rows(node: Node, sql: str) -> list[dict[str, Any]]:
     """The ledger's answer, by the command line."""
     done = node.product("sql", "--json", sql)

@@ -117,7 +117,7 @@ def test_64_callers_never_share_an_address() -> None:
             with ThreadPoolExecutor(CALLERS) as pool:
                 list(pool.map(caller, range(CALLERS)))
             held = in_namespaces(list(living.values()))
-            live.until(lambda: wired(node) == leased(node), "the kernel has what leases say")
+            live.same(lambda: wired(node), lambda: leased(node), "the kernel has what leases say")
             assert len(wired(node)) > 2 * NAMES
             with ThreadPoolExecutor(CALLERS) as pool:
                 list(pool.map(kubelet.stop, list(living.values())))

@@ -62,11 +62,11 @@ class Gate:
         self._answer = lab.front.answer
 
     def __enter__(self) -> Self:
-        self._lab.front.answer = self.answer  # type: ignore[method-assign]
+        self._lab.front.answer = self.answer  # type: ignore[method-assign]  # between the wire and EC2
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lab.front.answer = self._answer  # type: ignore[method-assign]
+        self._lab.front.answer = self._answer  # type: ignore[method-assign]  # as it was
         self._open.set()
 
     def answer(self, form: str, authorization: str | None) -> Reply | None:

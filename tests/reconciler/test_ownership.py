@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from ledger import database, migrate, writes
 from tests.lab import spaces
+from tests.lab.node import Node
 from tests.lab.whole import Lab
 from tests.reconciler import live
 
@@ -195,6 +197,16 @@ def test_without_provisioning_ec2_is_only_looked_at(lab: Lab) -> None:
     assert live.calls(lab)["DescribeNetworkInterfaces"] >= 1
 
 
+def leave_a_lost_call(node: Node, eni: str) -> None:
+    """A ledger of before the mode was switched on, with a call whose reply was lost."""
+    migrate.bring_to_head(node.ledger)
+    with database.Ledger.open(node.ledger) as ledger, ledger.write(durable=True) as tx:
+        tags = {"eni_id": eni, "tags": [["team", "net"]]}
+        lost = writes.plan_intent(tx, "TagEni", eni, tags, "tidy", "before", 1)
+        writes.intent_sent(tx, lost.id, 1)
+        writes.intent_unknown(tx, lost.id, "ReadTimeout", "no reply", 1, 1)
+
+
 def test_imds_only_makes_no_call_to_ec2_at_all(lab: Lab) -> None:
     """Pods on the primary and on an interface that somebody gave addresses to; counted over the wire."""
     node, kubelet = lab.nodes[0], lab.kubelets[0]
@@ -204,6 +216,7 @@ def test_imds_only_makes_no_call_to_ec2_at_all(lab: Lab) -> None:
         NetworkInterfaceId=primary, SecondaryPrivateIpAddressCount=1
     )
     live.until(lambda: "eth1" in node.netns.command("ip", "link"), "the second interface")
+    leave_a_lost_call(node, primary)
     lab.start(ENABLE_IMDS_ONLY_MODE="true", VPCLEDGER_ADD_WAIT="20")
     pods = [kubelet.start(f"web-{n}") for n in range(3)]
     assert pods[0].ping(pods[2].address)
@@ -212,3 +225,4 @@ def test_imds_only_makes_no_call_to_ec2_at_all(lab: Lab) -> None:
         kubelet.check(pod)
     kubelet.stop_all(pods)
     assert live.calls(lab) == {}
+    assert live.rows(node, "SELECT state FROM v_intents") == [{"state": "unknown"}]

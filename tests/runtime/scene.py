@@ -6,6 +6,7 @@ What a test does with them does not belong here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -106,14 +107,22 @@ def _still(item: Any) -> Any:
 
 
 def _open(node: Node) -> Iterable[str]:
-    """The daemon's descriptors, each by its kind: `socket`, `net`, or a path."""
+    """The daemon's descriptors, each by its kind: `socket`, `net`, or a path.
+
+    Every thread that reads keeps a connection to the ledger, and a lane's thread starts when two lanes
+    first overlap: connections are told only where there are more than threads, the writer's and the
+    checkpointer's.
+    """
     assert node.daemon
-    for link in Path(f"/proc/{node.daemon.pid}/fd").iterdir():
-        try:
-            target = str(link.readlink())
-        except OSError:
-            continue  # closed meanwhile
-        yield f"open {target.partition(':')[0]}"
+    process = Path(f"/proc/{node.daemon.pid}")
+    found: Counter[str] = Counter()
+    for link in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found[f"open {str(link.readlink()).partition(':')[0]}"] += 1
+    connections = len(list((process / "task").iterdir())) + 2
+    for path in (node.ledger, f"{node.ledger}-wal"):
+        found[f"open {path}"] = max(1, found[f"open {path}"] - connections)
+    return found.elements()
 
 
 def at_once(*work: Callable[[], Any]) -> list[Any]:

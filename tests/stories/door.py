@@ -197,7 +197,7 @@ def opened(
 
     def child(settings: knobs.Settings) -> _Child:
         hands = clouds._Hands(settings)
-        hands._imds._connection = _Connection(service, door.node)  # type: ignore[assignment]
+        hands._imds._connection = _Connection(service, door.node)  # type: ignore[assignment]  # answers as http.client's does
         return _Child(hands, lost)
 
     def client(_region: str, _settings: knobs.Settings) -> Any:

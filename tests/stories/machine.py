@@ -269,7 +269,7 @@ class Machine:
                 self.instant()
             self.instant()
 
-        book.write = write  # type: ignore[method-assign]
+        book.write = write  # type: ignore[method-assign]  # dies at a commit
 
 
 Told = Callable[[wire.Reply], None]

@@ -175,3 +175,16 @@ def folder() -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made)
+
+
+@contextlib.contextmanager
+def resting(pods: int, *, seed: int = 1, **more: Any) -> Iterator[Scene]:
+    """A node at rest with so many pods."""
+    with folder() as there:
+        node = Scene(seed, there, **more)
+        with node.opened():
+            node.start()
+            node.pass_(10)
+            node.runtime.want(pods)
+            node.settle()
+            yield node

@@ -21,19 +21,6 @@ from tests.stories.machine import Machine
 from tests.stories.runtime import Runtime
 
 
-@contextlib.contextmanager
-def resting(pods: int, **more: Any) -> Iterator[scene.Scene]:
-    """A node at rest with so many pods."""
-    with scene.folder() as folder:
-        node = scene.Scene(1, folder, **more)
-        with node.opened():
-            node.start()
-            node.pass_(10)
-            node.runtime.want(pods)
-            node.settle()
-            yield node
-
-
 def since(node: scene.Scene, before: int) -> collections.Counter[str]:
     """The calls made after the first `before` ones, by action."""
     return collections.Counter(node.calls()[before:])
@@ -41,7 +28,7 @@ def since(node: scene.Scene, before: int) -> collections.Counter[str]:
 
 def test_a_new_interface_costs_three_calls() -> None:
     """Made with its addresses and tags, attached, and made to die with the instance."""
-    with resting(8, settings=knobs.Settings(warm_ip_target=1)) as node:
+    with scene.resting(8, settings=knobs.Settings(warm_ip_target=1)) as node:
         before = len(node.calls())
         node.runtime.want(2)
         node.pass_(30)
@@ -54,7 +41,9 @@ def test_a_new_interface_costs_three_calls() -> None:
 
 
 def test_ten_pods_that_wait_together_cost_one_call() -> None:
-    with resting(0, settings=knobs.Settings(warm_ip_target=1), instance_type="m5.xlarge") as node:
+    with scene.resting(
+        0, settings=knobs.Settings(warm_ip_target=1), instance_type="m5.xlarge"
+    ) as node:
         before = len(node.calls())
         node.runtime.want(10)
         node.pass_(5)
@@ -62,7 +51,7 @@ def test_ten_pods_that_wait_together_cost_one_call() -> None:
 
 
 def test_a_restart_with_three_interfaces_costs_one_call() -> None:
-    with resting(20, settings=knobs.Settings(warm_ip_target=1)) as node:
+    with scene.resting(20, settings=knobs.Settings(warm_ip_target=1)) as node:
         assert len(node.machine.desired().enis) == 3
         node.pass_(600)  # nothing was asked of EC2 lately, so its picture cannot lag behind us
         before = len(node.calls())
@@ -75,7 +64,7 @@ def test_a_restart_with_three_interfaces_costs_one_call() -> None:
 
 def test_an_idle_hour_costs_one_call_at_most() -> None:
     """A day of them, with twelve pods on three interfaces and the default settings."""
-    with resting(12) as node:
+    with scene.resting(12) as node:
         before = len(node.calls())
         node.pass_(24 * 3600)
         made = since(node, before)
@@ -85,7 +74,7 @@ def test_an_idle_hour_costs_one_call_at_most() -> None:
 
 def test_nobody_asks_a_frozen_ec2() -> None:
     """VPCLEDGER_FREEZE=cloud: no call at all, and pods are served while there is something."""
-    with resting(2, settings=knobs.Settings(warm_ip_target=2)) as node:
+    with scene.resting(2, settings=knobs.Settings(warm_ip_target=2)) as node:
         before = len(node.calls())
         node.kill()
         node.machine.settings = knobs.Settings(warm_ip_target=2, freeze="cloud")

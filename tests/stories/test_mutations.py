@@ -97,7 +97,7 @@ def released_addresses_are_believed_back(patch: pytest.MonkeyPatch) -> None:
 
 def two_pods_get_one_address(patch: pytest.MonkeyPatch) -> None:
     """The choice forgets who holds an address, and the index that would refuse it is dropped."""
-    open_ = database.Ledger.open.__func__  # type: ignore[attr-defined]
+    open_ = database.Ledger.open.__func__  # type: ignore[attr-defined]  # of a classmethod
 
     def opened(kind: type[database.Ledger], /, path: Path, **how: bool) -> database.Ledger:
         book: database.Ledger = open_(kind, path, **how)

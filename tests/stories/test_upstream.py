@@ -17,15 +17,9 @@ from tests.stories import door, scene
 @contextlib.contextmanager
 def running(pods: int, **more: Any) -> Iterator[scene.Scene]:
     """A node at rest with so many pods."""
-    with scene.folder() as folder:
-        node = scene.Scene(3, folder, **more)
-        with node.opened():
-            node.start()
-            node.pass_(10)
-            node.runtime.want(pods)
-            node.settle()
-            assert up(node) == pods
-            yield node
+    with scene.resting(pods, seed=3, **more) as node:
+        assert up(node) == pods
+        yield node
 
 
 def up(node: scene.Scene) -> int:
