@@ -238,7 +238,8 @@ class CloudLoop:
             if heritage is not None:
                 heritage.enter(tx, seen)
             changed |= self._quarantine.judge(tx, seen, in_use, now)
-            doubtful = bool(reads.quarantined(tx))
+            # What a picture misses for the first time the next may show: a pod may be on it.
+            doubtful = bool(reads.quarantined(tx)) or reads.missed_at(tx, seen.at)
         self._seen, self._look_at = seen, now + (quarantine.APART_MS if doubtful else AUDIT_MS)
         if self._calls_may_show_until > now:
             self._look_at = min(self._look_at, self._calls_may_show_until)

@@ -188,6 +188,9 @@ _QUARANTINED = Statement(
         ),
     )
 )
+_MISSED = Statement(
+    select(_addresses.c.address).where(_LIVE, _addresses.c.absent_since == bindparam("at"))
+)
 _DEMAND = Statement(
     select(_leases.c.created_at, _leases.c.ended_at)
     .where(_leases.c.created_at >= bindparam("since"))
@@ -373,6 +376,11 @@ def took_over(tx: Read) -> bool:
 def quarantined(tx: Read) -> tuple[model.Address, ...]:
     """Doubtful addresses, each with whether a lease holds it."""
     return tuple(map(rows.address, tx.all(_QUARANTINED)))
+
+
+def missed_at(tx: Read, at: int) -> bool:
+    """Was it the picture of this moment (ms) that first missed an address, whoever holds it?"""
+    return tx.one(_MISSED, at=at) is not None
 
 
 def demand(tx: Read, since: int) -> tuple[tuple[int, int | None], ...]:

@@ -114,3 +114,22 @@ def test_a_refused_sandbox_that_is_never_deleted_keeps_room_for_nobody() -> None
         assert reasons == [{"reason": "gave_up_waiting"}]
         node.runtime.forgetful = 0.0
         node.settle()
+
+
+def test_an_address_that_a_picture_misses_under_a_pod_is_looked_for_again_soon() -> None:
+    """Seed 2276: the clock was set an hour ahead, so a young address seemed old enough to be missed.
+
+    It stayed doubtful, and its interface could not be given back, until the look of the next hour.
+    """
+    with told(instance_type="t3.nano", settings=knobs.Settings(warm_eni_target=0)) as node:
+        node.runtime.want(2)
+        node.pass_(20)
+        node.cloud.api_lag = 300
+        node.time.skew_ms += 3_600_000
+        node.kill()
+        node.start()
+        node.pass_(5)
+        missed = "SELECT address FROM addresses WHERE absent_since IS NOT NULL"
+        assert node.machine.rows(missed), "nothing was missed, so nothing is shown"
+        node.cloud.api_lag = 0
+        node.settle()
