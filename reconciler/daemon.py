@@ -341,11 +341,15 @@ class Daemon:
         self.cloud_lane.ring()
 
     def _ring_cloud(self, urgent: bool) -> None:
-        """A pod that waits has the pool looked at now; one that came or went, together with others."""
+        """A pod that waits has the pool looked at now; one that came or went, together with others.
+
+        What the kernel tells meanwhile is mostly our own work: its lane looks when the door has rested.
+        """
         if urgent:
             self.cloud_lane.ring()
         else:
             self.cloud_lane.ring_soon()
+            self.kernel_lane.put_off()
             self.checkpoint_lane.ring_at(clock() + CHECKPOINT_MS)
 
     def _capacity_changed(self) -> None:

@@ -45,9 +45,11 @@ class Lane:
         self._condition = threading.Condition()
         self._rung = False
         self._due: float | None = None
+        self._news: float | None = None
+        self._news_at_last = 0.0
         self._stopping = False
         self._pause = BACKOFF_MS[0]
-        self._rest_until = 0
+        self._rest_until = 0.0
         self._ticks = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -66,8 +68,12 @@ class Lane:
 
         By the time until then, as it is now: a clock that is set meanwhile changes nothing.
         """
+        due = time.monotonic() + (when - self._clock()) / 1000
         with self._condition:
-            self._due_at(when)
+            # A thread that is to wake at an earlier time already is not woken for this: that is costly.
+            if self._due is None or due < self._due:
+                self._due = due
+                self._condition.notify_all()
 
     def ring_soon(self) -> int:
         """Ask for a tick for the sake of news nobody waits for: when they have settled, and not too often.
@@ -75,15 +81,22 @@ class Lane:
         Returns the number of ticks begun so far, for `await_tick`.
         """
         with self._condition:
-            self._due_at(max(self._clock() + SETTLE_MS, self._rest_until))
+            if self._news is None:
+                now = time.monotonic()
+                self._news = max(now + SETTLE_MS / 1000, self._rest_until)
+                self._news_at_last = max(self._news, now + PACE_MOST_MS / 1000)
+                self._condition.notify_all()
             return self._ticks
 
-    def _due_at(self, when: int) -> None:
-        """A thread that is to wake at an earlier time already is not woken for this: that is costly."""
-        due = time.monotonic() + (when - self._clock()) / 1000
-        if self._due is None or due < self._due:
-            self._due = due
-            self._condition.notify_all()
+    def put_off(self) -> None:
+        """There will be more news: a tick for their sake, and no other, waits until these settle as well.
+
+        Those who were first wait no longer for that than PACE_MOST_MS.
+        """
+        with self._condition:
+            if self._news is not None:
+                settled = max(self._news, time.monotonic() + SETTLE_MS / 1000)
+                self._news = min(settled, self._news_at_last)
 
     def await_tick(self, begun: int) -> None:
         """Wait until more ticks have begun than that, or the lane ends."""
@@ -115,8 +128,8 @@ class Lane:
                 self._tell(f"{type(error).__name__}: {error}")
                 again = self._clock() + self._pause
                 self._pause = min(self._pause * 2, BACKOFF_MS[1])
-            used = (time.thread_time_ns() - began) // 1_000_000
-            self._rest_until = self._clock() + min(PACE * used, PACE_MOST_MS)
+            used = (time.thread_time_ns() - began) / 1e9
+            self._rest_until = time.monotonic() + min(PACE * used, PACE_MOST_MS / 1000)
             if again is not None:
                 self.ring_at(again)
 
@@ -131,9 +144,10 @@ class Lane:
         """Until rung, due or stopping; False in the last case."""
         with self._condition:
             while not self._stopping:
-                left = None if self._due is None else self._due - time.monotonic()
+                dues = [due for due in (self._due, self._news) if due is not None]
+                left = min(dues) - time.monotonic() if dues else None
                 if self._rung or (left is not None and left <= 0):
-                    self._rung, self._due = False, None
+                    self._rung, self._due, self._news = False, None, None
                     self._ticks += 1
                     self._condition.notify_all()
                     return True

@@ -46,6 +46,7 @@ class Loop:
         self.reap_soon: Callable[[], object] = self.reap
         """Have `reap` run, in a thread of its own where there is one."""
         self._strays: tuple[model.KernelObject, ...] = ()
+        self._missed: frozenset[actions.Note] = frozenset()
         self.records: Sequence[model.Allocation] = ()
         """The checkpoint as it was at the start, for pods that the ledger has forgotten."""
 
@@ -64,7 +65,7 @@ class Loop:
             writes.close_finding(tx, "kernel_unreadable", "", self.clock())
         if lost:
             return plan.notes
-        notes = plan.notes + self.beside(desired, observed)
+        notes = self._doubtless(plan.notes) + self.beside(desired, observed)
         self._write_host_down(desired)
         self._withdraw_enis(desired, observed)
         again, confirmed = self._look_again(plan) if plan.kernel else (observed, frozenset())
@@ -73,6 +74,12 @@ class Loop:
         else:
             self._publish_enis(desired, observed)
         return notes
+
+    def _doubtless(self, notes: Notes) -> Notes:
+        """Without the links that this look alone misses: their pods came while it was at work."""
+        missed = frozenset(note for note in notes if note.code == "pod_link_gone")
+        before, self._missed = self._missed, missed
+        return tuple(note for note in notes if note not in missed or note in before)
 
     def _look_again(
         self, plan: actions.Plan

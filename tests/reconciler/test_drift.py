@@ -167,3 +167,15 @@ def test_what_a_second_look_does_not_confirm_is_left_alone(door: Door) -> None:
 
     assert next(looks) == 2
     assert mended == []
+
+
+def test_a_link_that_one_look_alone_misses_is_not_told_of(door: Door) -> None:
+    """Its pod came while the kernel was looked at; one that is gone is missed by the next look as well."""
+    lease = door.lease(door.added())
+    assert lease is not None
+    door.node.command("ip", "link", "del", lease.host_ifname)
+
+    once, twice = ([note.code for note in door.loop.tick()] for _ in range(2))
+
+    assert "pod_link_gone" not in once
+    assert "pod_link_gone" in twice

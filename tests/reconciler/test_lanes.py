@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from reconciler import lanes
 
 PATIENCE = 5.0
@@ -139,6 +141,34 @@ def test_news_do_not_make_it_take_the_processor_from_others() -> None:
         assert second - first >= 0.9 * lanes.PACE * 30
         made.ring()
         assert told.ticks.get(timeout=PATIENCE) - second < 0.9 * lanes.PACE * 30
+
+
+def test_a_tick_for_news_waits_until_they_settle_but_not_for_ever() -> None:
+    told = Told()
+    with lane(told, lambda: told.ticks.put(clock())) as made:
+        began = clock()
+        made.ring_soon()
+        while told.ticks.empty():  # as a door that is never at rest
+            made.put_off()
+        late = told.ticks.get(timeout=PATIENCE) - began
+        assert late >= 0.9 * lanes.PACE_MOST_MS
+
+
+def test_a_tick_that_is_due_or_rung_for_is_not_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "SETTLE_MS", 2 * lanes.PACE_MOST_MS)
+    told = Told()
+    with lane(told, lambda: told.ticks.put(clock())) as made:
+        made.put_off()
+        made.ring_soon()
+        made.ring_at(clock() + 20)
+        made.put_off()
+        began = clock()
+        assert told.ticks.get(timeout=PATIENCE) - began < lanes.SETTLE_MS
+        made.ring_soon()
+        made.put_off()
+        made.ring()
+        assert told.ticks.get(timeout=PATIENCE) - began < lanes.SETTLE_MS
+    assert told.ticks.empty()
 
 
 def test_whoever_waits_for_a_tick_is_let_go_when_the_lane_ends() -> None:
