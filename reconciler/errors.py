@@ -19,6 +19,8 @@ REASONS: dict[str, str] = {
     "starting": "The node has not been described yet: instance metadata or EC2 did not answer so far.",
     "node_full": "Every address this instance type can carry is in use. Use a larger type or fewer pods.",
     "subnet_full": "The subnet has no free address left. Add subnets or free addresses.",
+    "address_lost": "EC2 took a live pod's address away and gave it to another interface, so it can not be asked"
+    " back: delete the pod, for it gets no packets.",
     "throttled": "EC2 is throttling the account; the call will be retried after its back-off.",
     "ec2_denied": "EC2 refused for lack of an IAM permission. Add it to the node's role.",
     "ec2_error": "EC2 answered with an error; see the api_calls view for its code and text.",

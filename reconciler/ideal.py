@@ -226,6 +226,8 @@ class World:
                 self.tags[action.eni_id] |= dict(action.tags)
             case actions.SetSecurityGroups():
                 pass  # they are as the node's in this world
+            case actions.RegainAddresses() | actions.RegainPrefixes():
+                raise errors.Bug("internal", f"nothing is taken away in this world: {action}")
             case _:
                 self._take(action)
 

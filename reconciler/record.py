@@ -117,6 +117,8 @@ def _succeeded(
             writes.addresses_assigned(tx, action.eni_id, tuple(result["addresses"]), "assign", now)
         case actions.UnassignAddresses():
             writes.addresses_released(tx, action.addresses, now)
+        case actions.RegainAddresses() | actions.RegainPrefixes():
+            _regained(tx, action, result, now)
         case actions.AssignPrefixes():
             writes.prefixes_assigned(tx, action.eni_id, result["prefixes"], "assign", now)
         case actions.UnassignPrefixes():
@@ -127,6 +129,23 @@ def _succeeded(
             pass  # EC2 alone keeps these; a look tells
         case actions.DetachEni():
             pass  # `detaching` was written with the intent; the delete that follows ends it
+
+
+def _regained(
+    tx: database.Write,
+    action: actions.RegainAddresses | actions.RegainPrefixes,
+    result: dict[str, Any],
+    now: int,
+) -> None:
+    """What is back, and what EC2 had given to somebody else: its pod has to be made anew."""
+    if isinstance(action, actions.RegainPrefixes):
+        writes.prefixes_regained(tx, action.eni_id, result["regained"], now)
+    else:
+        writes.addresses_regained(tx, action.eni_id, result["regained"], now)
+    for address, holder in result["lost"]:
+        text = f"EC2 took {address} from a live pod and gave it to {holder}"
+        writes.address_quarantine(tx, address, text, now)
+        writes.open_finding(tx, "address_lost", address, text, now)
 
 
 def _failed(
@@ -162,9 +181,17 @@ def _take_back(tx: database.Write, action: actions.CloudAction, now: int) -> Non
 
 
 def calm(tx: database.Write, now: int) -> None:
-    """Close the findings of refused calls that nothing waits to repeat: done since, or not wanted."""
+    """Close the findings of refused calls that nothing waits to repeat: done since, or not wanted.
+
+    And those of addresses that were lost to others, once their pods are gone.
+    """
     backing_off = {i.operation for i in reads.intents(tx, now) if i.state == "failed"}
-    for code, subject in reads.open_findings(tx):
+    findings = reads.open_findings(tx)
+    lost = {subject for code, subject in findings if code == "address_lost"}
+    held = {lease.address for lease in reads.open_leases(tx)} if lost else set()
+    for address in lost - held:
+        writes.close_finding(tx, "address_lost", address, now)
+    for code, subject in findings:
         if code in EC2_TROUBLE and subject and subject not in backing_off:
             writes.close_finding(tx, code, subject, now)
 
@@ -220,7 +247,7 @@ def repeatable(intent: model.Intent) -> actions.CloudStep | None:
     what is there once: an interface, an attachment, addresses that only we assign to that interface;
     done already, EC2 says so, and that counts as done (see ec2.Ec2.apply). Such an answer is of this
     moment, while a picture may be minutes old and show as ours what was given back. Asking for a number
-    of addresses is another matter: asked twice, EC2 gives twice.
+    of addresses is another matter: asked twice, EC2 gives twice (decision 48).
     """
     action = notation.action(intent)
     if isinstance(action, actions.AssignAddresses | actions.AssignPrefixes):

@@ -114,6 +114,15 @@ _CONFIRM = Statement(
         prefix=func.coalesce(bindparam("within"), _addresses.c.prefix),
     )
 )
+_REGAINED = Statement(
+    update(_addresses)
+    .where(
+        _addresses.c.address == bindparam("of"),
+        _addresses.c.eni_id == bindparam("on"),
+        _addresses.c.state == schema.word("assigned"),
+    )
+    .values(absent_since=literal_column("NULL"), assigned_at=bindparam("now"))
+)
 _RELEASING = Statement(
     update(_addresses)
     .where(_addresses.c.address == bindparam("of"), _addresses.c.state == schema.word("assigned"))
@@ -321,6 +330,14 @@ def assigned(
     return True
 
 
+def addresses_regained(tx: Write, eni_id: str, addresses: Iterable[str], now: int) -> None:
+    """EC2 has assigned these again, by name, to the interface they had gone from: confirmed anew."""
+    tx.must_outlive_power()
+    for address in addresses:
+        tx.run(_REGAINED, of=address, on=eni_id, now=now)
+        journal.line(tx, now, "address.regained", address, eni_id=eni_id, address=address)
+
+
 def addresses_releasing(tx: Write, eni_id: str, addresses: Iterable[str], now: int) -> None:
     """EC2 is about to be asked to take these back: no pod gets one from now on.
 
@@ -380,6 +397,14 @@ def prefix_assigned(tx: Write, eni_id: str, cidr: str, source: str, now: int) ->
     for address in ipaddress.ip_network(cidr):
         assigned(tx, eni_id, str(address), source, now, prefix=cidr)
     return held is None
+
+
+def prefixes_regained(tx: Write, eni_id: str, cidrs: Iterable[str], now: int) -> None:
+    """EC2 has delegated these again, by name, to the interface they had gone from: confirmed anew."""
+    tx.must_outlive_power()
+    for cidr in cidrs:
+        addresses_regained(tx, eni_id, [a for (a,) in tx.all(_IN_PREFIX, cidr=cidr)], now)
+        journal.line(tx, now, "prefix.regained", cidr, eni_id=eni_id)
 
 
 def prefixes_releasing(tx: Write, eni_id: str, cidrs: Iterable[str], now: int) -> None:

@@ -123,6 +123,22 @@ class AssignPrefixes:
 
 
 @dataclass(frozen=True, slots=True)
+class RegainAddresses:
+    """EC2 AssignPrivateIpAddresses of exactly these secondaries, which no other interface loses by it."""
+
+    eni_id: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegainPrefixes:
+    """EC2 AssignPrivateIpAddresses of exactly these /28 prefixes."""
+
+    eni_id: str
+    prefixes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class UnassignPrefixes:
     """EC2 UnassignPrivateIpAddresses of exactly these /28 prefixes."""
 
@@ -174,6 +190,8 @@ CloudAction = (
     | UnassignAddresses
     | AssignPrefixes
     | UnassignPrefixes
+    | RegainAddresses
+    | RegainPrefixes
     | SetSecurityGroups
     | TagEni
     | DetachEni

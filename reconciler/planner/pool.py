@@ -3,8 +3,8 @@
 The targets are upstream's (WARM_IP_TARGET and MINIMUM_IP_TARGET, else WARM_ENI_TARGET or, with prefix
 delegation, WARM_PREFIX_TARGET, within MAX_ENI); pods that wait come on top of them and first. Nothing is given back while anything is missing or on its
 way, on a picture that EC2 itself did not just show, or before it has rested, so that a plan never undoes
-the one before. The sums are in targets, what may go in release, the counting in stock; when EC2 is
-asked does not belong here.
+the one before. The sums are in targets, what may go in release, the counting in stock, what a live pod
+lost in regain; when EC2 is asked does not belong here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import actions, limits, release, stock, tags, targets, upkeep
+from reconciler.planner import actions, limits, regain, release, stock, tags, targets, upkeep
 
 Steps = tuple[actions.CloudStep, ...]
 Notes = tuple[actions.Note, ...]
@@ -78,7 +78,7 @@ def cloud_steps(
     held = stock.count(desired, observed, now, prefixed=targets.prefixed(settings, limit))
     want = _missing(held, settings, limit)
     notes = [_summary(held, want)]
-    steps = [*_attach(held, node, settings, limit)]
+    steps = [*regain.regain(held, desired, last), *_attach(held, node, settings, limit)]
     grown, why = _grow(held, node, settings, limit, want, now)
     steps += grown
     notes += why

@@ -8,6 +8,7 @@ outcome is `unknown`. Results that `Outcome.result` carries, all in JSON's types
     AttachEni         attachment_id
     AssignAddresses   addresses (only the new ones)
     AssignPrefixes    prefixes (only the new ones)
+    Regain...         regained, and lost: what another interface has, with that one's id
 
 The only file with boto3, imported when an Ec2 is made. Deciding what to call, or when to call again
 after an error, does not belong here.
@@ -28,7 +29,7 @@ from ledger import model
 from reconciler import errors
 from reconciler import settings as knobs
 from reconciler.planner import actions, tags
-from reconciler.providers import interfaces
+from reconciler.providers import by_name, interfaces
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ ACTION: Final[dict[type[actions.CloudAction], str]] = {
     actions.UnassignAddresses: "UnassignPrivateIpAddresses",
     actions.AssignPrefixes: "AssignPrivateIpAddresses",
     actions.UnassignPrefixes: "UnassignPrivateIpAddresses",
+    actions.RegainAddresses: "AssignPrivateIpAddresses",
+    actions.RegainPrefixes: "AssignPrivateIpAddresses",
     actions.SetSecurityGroups: "ModifyNetworkInterfaceAttribute",
     actions.TagEni: "CreateTags",
     actions.DetachEni: "DetachNetworkInterface",
@@ -59,6 +62,14 @@ ACTION: Final[dict[type[actions.CloudAction], str]] = {
 """The EC2 action that each verb is."""
 
 Json = dict[str, Any]
+AddressAction = (
+    actions.AssignAddresses
+    | actions.AssignPrefixes
+    | actions.UnassignAddresses
+    | actions.UnassignPrefixes
+    | actions.RegainAddresses
+    | actions.RegainPrefixes
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,20 +81,6 @@ class Call:
     at: int
     duration_us: int
     attempts: int
-
-
-class _Failed(Exception):
-    """A call that gave no result; `unknown` if a mutation may have been carried out."""
-
-    def __init__(self, code: str, text: str, *, unknown: bool, again: bool) -> None:
-        super().__init__(f"{code}: {text}")
-        self.code, self.text, self.unknown = code, text, unknown
-        self.again = again
-        """The same description may give a result if asked again at once."""
-
-    @property
-    def throttled(self) -> bool:
-        return errors.from_ec2(self.code, self.text).reason == "throttled"
 
 
 class Ec2:
@@ -120,7 +117,7 @@ class Ec2:
                 if not known or any(eni.eni_id not in found for eni in known):
                     found |= self._found(f"tag:{tags.INSTANCE}", (self._node.instance_id,))
             seen = [self._observed(raw) for raw in found.values()]
-        except _Failed as failed:
+        except by_name.Failed as failed:
             return model.Unknown(str(failed), at)
         seen.sort(key=lambda each: (each.eni.device < 0, each.eni.device, each.eni.eni_id))
         return model.ObservedCloud(at, "ec2", tuple(seen))
@@ -135,7 +132,7 @@ class Ec2:
         filters.append((f"tag:{tags.CLUSTER}", cluster))
         try:
             found = list(self._describe(*((name, (value,)) for name, value in filters)))
-        except _Failed as failed:
+        except by_name.Failed as failed:
             return model.Unknown(str(failed), at)
         seen = tuple(interfaces.observed(raw, "", self._node) for raw in found)
         return model.ObservedCloud(at, "ec2", seen)
@@ -147,7 +144,7 @@ class Ec2:
         """
         try:
             return actions.Outcome(action, result=self._carry_out(action, token))
-        except _Failed as failed:
+        except by_name.Failed as failed:
             return actions.Outcome(action, failed.code, failed.text, failed.unknown)
 
     # ----------------------------------------------------------------------- the verbs
@@ -158,6 +155,25 @@ class Ec2:
                 return self._create(action, token)
             case actions.AttachEni():
                 return self._attach(action)
+            case actions.SetDeleteOnTermination(eni_id, attachment_id):
+                change = {"AttachmentId": attachment_id, "DeleteOnTermination": True}
+                self._call(ACTION[type(action)], NetworkInterfaceId=eni_id, Attachment=change)
+            case actions.SetSecurityGroups(eni_id, groups):
+                self._call(ACTION[type(action)], NetworkInterfaceId=eni_id, Groups=list(groups))
+            case actions.TagEni(eni_id, pairs):
+                self._call(
+                    ACTION[type(action)], Resources=[eni_id], Tags=interfaces.tag_list(pairs)
+                )
+            case actions.DetachEni(_, attachment_id):
+                self._gone_is_fine(ACTION[type(action)], AttachmentId=attachment_id)
+            case actions.DeleteEni(eni_id):
+                self._gone_is_fine(ACTION[type(action)], NetworkInterfaceId=eni_id)
+            case _:
+                return self._change_addresses(action)
+        return {}
+
+    def _change_addresses(self, action: AddressAction) -> dict[str, object]:
+        match action:
             case actions.AssignAddresses(eni_id, count):
                 reply = self._call(
                     ACTION[type(action)],
@@ -173,22 +189,13 @@ class Ec2:
                 blocks = reply.get("AssignedIpv4Prefixes", ())
                 return {"prefixes": [each["Ipv4Prefix"] for each in blocks]}
             case actions.UnassignAddresses(eni_id, addresses):
-                self._unassign(eni_id, "PrivateIpAddresses", addresses)
+                by_name.unassign(self._gone_is_fine, eni_id, by_name.ADDRESSES, addresses)
             case actions.UnassignPrefixes(eni_id, prefixes):
-                self._unassign(eni_id, "Ipv4Prefixes", prefixes)
-            case actions.SetDeleteOnTermination(eni_id, attachment_id):
-                change = {"AttachmentId": attachment_id, "DeleteOnTermination": True}
-                self._call(ACTION[type(action)], NetworkInterfaceId=eni_id, Attachment=change)
-            case actions.SetSecurityGroups(eni_id, groups):
-                self._call(ACTION[type(action)], NetworkInterfaceId=eni_id, Groups=list(groups))
-            case actions.TagEni(eni_id, pairs):
-                self._call(
-                    ACTION[type(action)], Resources=[eni_id], Tags=interfaces.tag_list(pairs)
-                )
-            case actions.DetachEni(_, attachment_id):
-                self._gone_is_fine(ACTION[type(action)], AttachmentId=attachment_id)
-            case actions.DeleteEni(eni_id):
-                self._gone_is_fine(ACTION[type(action)], NetworkInterfaceId=eni_id)
+                by_name.unassign(self._gone_is_fine, eni_id, by_name.PREFIXES, prefixes)
+            case actions.RegainAddresses(eni_id, addresses):
+                return self._regain(eni_id, by_name.ADDRESSES, addresses)
+            case actions.RegainPrefixes(eni_id, prefixes):
+                return self._regain(eni_id, by_name.PREFIXES, prefixes)
         return {}
 
     def _create(self, action: actions.CreateEni, token: str) -> dict[str, object]:
@@ -213,7 +220,7 @@ class Ec2:
                 NetworkCardIndex=action.card,
             )
             return {"attachment_id": reply["AttachmentId"]}
-        except _Failed as failed:
+        except by_name.Failed as failed:
             if failed.code != "InvalidNetworkInterface.InUse":
                 raise
             for raw in self._describe(("network-interface-id", (action.eni_id,))):
@@ -223,34 +230,14 @@ class Ec2:
                     return {"attachment_id": attachment["AttachmentId"]}
             raise
 
-    def _unassign(self, eni_id: str, kind: str, things: tuple[str, ...]) -> None:
-        """EC2 refuses all of them if one is gone, without saying which; asked one by one, it does say.
-
-        A description would not do: it may be older than what took the thing away. `kind` is EC2's
-        parameter.
-        """
-        parameters = {"NetworkInterfaceId": eni_id, kind: list(things)}
-        try:
-            self._gone_is_fine("UnassignPrivateIpAddresses", **parameters)
-        except _Failed as failed:
-            if failed.code != "InvalidParameterValue" or "not assigned" not in failed.text:
-                raise
-            if len(things) > 1:
-                self._unassign_each(eni_id, kind, things)
-
-    def _unassign_each(self, eni_id: str, kind: str, things: tuple[str, ...]) -> None:
-        """One by one; if that stops half-way, nobody can say which of them are gone."""
-        for thing in things:
-            try:
-                self._unassign(eni_id, kind, (thing,))
-            except _Failed as failed:
-                failed.unknown = True
-                raise
+    def _regain(self, eni_id: str, kind: str, things: tuple[str, ...]) -> dict[str, object]:
+        ours, lost = by_name.regain(self._call, self._describe, eni_id, kind, things)
+        return {"regained": ours, "lost": lost}
 
     def _gone_is_fine(self, operation: str, **parameters: Any) -> None:
         try:
             self._call(operation, **parameters)
-        except _Failed as failed:
+        except by_name.Failed as failed:
             begun = failed.code == "IncorrectState" and "detaching" in failed.text
             if not failed.code.endswith(".NotFound") and not begun:
                 raise
@@ -269,7 +256,7 @@ class Ec2:
             for subnet in reply["Subnets"]:
                 self._subnets[subnet["SubnetId"]] = subnet["CidrBlock"]
         if subnet_id not in self._subnets:
-            raise _Failed("InvalidSubnetID.NotFound", subnet_id, unknown=False, again=False)
+            raise by_name.Failed("InvalidSubnetID.NotFound", subnet_id, unknown=False, again=False)
         return self._subnets[subnet_id]
 
     def _found(self, name: str, values: tuple[str, ...]) -> dict[str, Json]:
@@ -291,13 +278,13 @@ class Ec2:
             more = {"NextToken": page["NextToken"]}
 
     def _call(self, operation: str, **parameters: Any) -> Json:
-        """One call with its repetitions; _Failed if there is no result in the end."""
+        """One call with its repetitions; by_name.Failed if there is no result in the end."""
         began, attempt = time.monotonic(), 0
         while True:
             attempt += 1
             try:
                 return self._once(operation, parameters, attempt)
-            except _Failed as failed:
+            except by_name.Failed as failed:
                 most = ATTEMPTS if failed.throttled else READ_ATTEMPTS if failed.again else 1
                 # Full jitter, so that nodes that were throttled together do not return together.
                 pause = random.uniform(0, 0.25 * 2**attempt)  # noqa: S311  (no secret)
@@ -310,7 +297,7 @@ class Ec2:
         at, started, code = _now(), time.monotonic(), "ok"
         try:
             return self._send(operation, parameters)
-        except _Failed as failed:
+        except by_name.Failed as failed:
             code = failed.code
             raise
         finally:
@@ -318,7 +305,7 @@ class Ec2:
             self._called(Call(operation, code, at, spent, attempt))
 
     def _send(self, operation: str, parameters: Json) -> Json:
-        """One request; botocore's errors become _Failed."""
+        """One request; botocore's errors become by_name.Failed."""
         from botocore import exceptions, xform_name
         from botocore.parsers import ResponseParserError
 
@@ -330,14 +317,16 @@ class Ec2:
             code, text = error.response["Error"]["Code"], error.response["Error"]["Message"]
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             broken = status >= 500 and errors.from_ec2(code, text).reason != "throttled"
-            raise _Failed(
+            raise by_name.Failed(
                 code, text, unknown=broken and not reads, again=broken and reads
             ) from None
         except (exceptions.HTTPClientError, exceptions.SSLError, ResponseParserError) as error:
-            raise _Failed(_code(error), str(error), unknown=not reads, again=reads) from None
+            raise by_name.Failed(_code(error), str(error), unknown=not reads, again=reads) from None
         except exceptions.BotoCoreError as error:  # no connection, no credentials: nothing was sent
             away = isinstance(error, exceptions.ConnectionError)
-            raise _Failed(_code(error), str(error), unknown=False, again=away and reads) from None
+            raise by_name.Failed(
+                _code(error), str(error), unknown=False, again=away and reads
+            ) from None
 
 
 def _code(error: Exception) -> str:

@@ -250,3 +250,30 @@ def test_an_address_that_ec2_makes_a_primary_one_was_not_ours_any_more(
     with ledger.read() as tx:
         live = {a.address: a.state for a in reads.desired(tx, 4).addresses}
     assert live == {first.address: "quarantine"}
+
+
+def test_what_came_back_by_name_is_confirmed_anew(ledger: database.Ledger) -> None:
+    """A picture older than the answer misses it still, and is not believed; its free neighbours stay away."""
+    made = node.add_eni(ledger, 1, 2)
+    kept, other = node.addresses(1, 2)
+    with ledger.write(durable=True) as tx:
+        lease = node.claim(tx, "c1", 10)
+        assert lease.address == kept
+        writes.adopt(tx, picture(LONG, model.ObservedEni(made)), LONG)
+        assert {*absent(tx)} == {kept, other}
+        writes.addresses_regained(tx, made.eni_id, [kept], LONG + 1)
+        assert {*absent(tx)} == {other}
+        writes.adopt(tx, picture(LONG + LAG, model.ObservedEni(made)), LONG + LAG)
+        assert {*absent(tx)} == {other}
+        writes.adopt(tx, picture(LONG + LAG + 2, model.ObservedEni(made)), LONG + LAG + 2)
+        assert {*absent(tx)} == {kept, other}
+
+
+def test_a_prefix_comes_back_with_all_of_its_addresses(ledger: database.Ledger) -> None:
+    made = node.add_eni(ledger, 1, 0)
+    with ledger.write(durable=True) as tx:
+        writes.prefixes_assigned(tx, made.eni_id, ["10.0.1.16/28"], "assign", 1)
+        writes.adopt(tx, picture(LONG, model.ObservedEni(made)), LONG)
+        assert len(absent(tx)) == 16
+        writes.prefixes_regained(tx, made.eni_id, ["10.0.1.16/28"], LONG + 1)
+        assert absent(tx) == {}
