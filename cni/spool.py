@@ -26,7 +26,7 @@ _NAME = re.compile(r"(\d{1,20})-(\d{1,10})-(\d{1,10})\.del", re.ASCII)
 class Deletion:
     """One DEL the runtime believes done: whose, and when it was asked for (Unix milliseconds).
 
-    A lease that began after `at` is not meant by it.
+    `at` tells people, and is no order of events: the clock may have been set since.
     """
 
     path: Path
@@ -43,6 +43,16 @@ class UnreadableError(Exception):
         self.path = path
         self.reason = reason
         super().__init__(f"{path}: {reason}")
+
+
+def may_wait(folder: Path) -> bool:
+    """Is there a file that waits, or a folder that cannot be read? A few microseconds."""
+    try:
+        return any(name.endswith(".del") for name in os.listdir(folder))  # noqa: PTH208 - the quick way
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def pending(folder: Path) -> list[Path]:

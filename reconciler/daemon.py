@@ -23,6 +23,7 @@ from pathlib import Path
 
 from apscheduler.schedulers import background
 
+from cni import spool
 from ledger import database, integrity, migrate, model, reads, writes
 from reconciler import (
     cloud,
@@ -187,6 +188,7 @@ class Daemon:
             ring_cloud=self._ring_cloud,
             wake_at=self.wait_lane.ring_at,
             own_netns=os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC),
+            drain=self._take_spool_in,
         )
         self.sweeper = sweeper.Sweeper(
             ledger=book,
@@ -302,7 +304,7 @@ class Daemon:
         return None
 
     def _tick_tidy(self) -> int | None:
-        self.server.run(self._take_spool_in)
+        self.server.run(self.verbs.take_spool_in)
         self.server.run(self.verbs.forget_waiting)
         recovery.tell_of_damage(self.ledger, clock)
         with self.ledger.write() as tx:
@@ -310,9 +312,12 @@ class Daemon:
         self.ledger.checkpoint()
         return None
 
-    def _take_spool_in(self) -> None:
+    def _take_spool_in(self) -> frozenset[tuple[str, str]]:
         """Between two calls, for a deletion must not overtake an addition that is at work."""
-        recovery.take_spool_in(self.ledger, self.loop, Path(self.settings.spool_dir), clock)
+        folder = Path(self.settings.spool_dir)
+        if not spool.may_wait(folder):
+            return frozenset()
+        return recovery.take_spool_in(self.ledger, self.loop, folder, clock)
 
     def _tick_waits(self) -> int | None:
         self.server.run(self.verbs.retry_waiting)

@@ -100,24 +100,61 @@ def _links(loop: loops.Loop) -> frozenset[str] | None:
 
 def take_spool_in(
     ledger: database.Ledger, loop: loops.Loop, spool_dir: Path, clock: Callable[[], int]
-) -> int:
-    """Carry out the deletions the launcher wrote down while we were away; how many there were.
+) -> frozenset[tuple[str, str]]:
+    """Carry out the deletions the launcher wrote down while we were away; the sandboxes whose file stays.
 
-    Idempotent: a file is removed after its lease has ended, and one for an unknown sandbox is success.
+    Whatever waits is taken in before any ADD is served (see Verbs.handle), so a lease that a file names
+    is the one it means, whatever the clock said when either was written. Idempotent: a file is removed
+    after its lease has ended, and one for an unknown sandbox is success. It stays while kernel or disk
+    refuse, which holds up nothing else.
     """
-    count = 0
-    for path in spool.pending(spool_dir):
+    try:
+        waiting = spool.pending(spool_dir)
+    except OSError as unreadable:
+        _tell_of_spool(ledger, "", str(unreadable), clock)
+        return frozenset()
+    left: set[tuple[str, str]] = set()
+    for path in waiting:
         try:
             deletion = spool.read(path)
         except spool.UnreadableError as unreadable:
-            spool.set_aside(spool_dir, unreadable)
-            with ledger.write() as tx:
-                writes.open_finding(tx, "spool_unreadable", path.name, str(unreadable), clock())
+            _set_aside(ledger, spool_dir, unreadable, clock)
             continue
-        if _carry_out(ledger, loop, deletion, clock):
-            spool.remove(spool_dir, [path])
-            count += 1
-    return count
+        try:
+            done = _carry_out(ledger, loop, deletion, clock)
+            if done:
+                spool.remove(spool_dir, [path])
+        except (OSError, database.Failure):
+            log.exception("%s stays in the spool", path.name)
+            done = False
+        if not done:
+            left.add((deletion.container_id, deletion.ifname))
+    return frozenset(left)
+
+
+def _set_aside(
+    ledger: database.Ledger,
+    spool_dir: Path,
+    unreadable: spool.UnreadableError,
+    clock: Callable[[], int],
+) -> None:
+    """Out of the way with it; if even that fails it is met again, and nothing else has to wait for it."""
+    text = str(unreadable)
+    try:
+        spool.set_aside(spool_dir, unreadable)
+    except OSError as stays:
+        text = f"{text}; it stays in the spool: {stays}"
+    _tell_of_spool(ledger, unreadable.path.name, text, clock)
+
+
+def _tell_of_spool(
+    ledger: database.Ledger, subject: str, text: str, clock: Callable[[], int]
+) -> None:
+    try:
+        with ledger.write() as tx:
+            writes.open_finding(tx, "spool_unreadable", subject, text, clock())
+    except database.Failure:
+        log.exception("spool_unreadable: %s", text)
 
 
 def _carry_out(
@@ -127,21 +164,19 @@ def _carry_out(
     container_id, ifname = deletion.container_id, deletion.ifname
     with ledger.write() as tx:
         lease = reads.open_lease(tx, container_id, ifname)
-        meant = lease is not None and lease.created_at <= deletion.at
-        if lease is not None and meant:
+        if lease is not None:
             writes.mark_owner_removing(tx, "lease", str(lease.id), clock())
-        reason = "deleted_late" if meant else "unknown_container"
         writes.record_request(
             tx,
             command="DEL",
             container_id=container_id,
             ifname=ifname,
             via="spool",
-            lease_id=lease.id if lease is not None and meant else None,
-            reason=reason,
+            lease_id=lease.id if lease is not None else None,
+            reason="deleted_late" if lease is not None else "unknown_container",
             now=clock(),
         )
-    return lease is None or not meant or end(ledger, loop, lease, "deleted_late", clock)
+    return lease is None or end(ledger, loop, lease, "deleted_late", clock)
 
 
 def end(

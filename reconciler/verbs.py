@@ -56,7 +56,10 @@ class Verbs:
     """Have `retry_waiting` run at this time (ms)."""
     own_netns: int
     """A descriptor of the node's own network namespace, into which no pod is put."""
+    drain: Callable[[], frozenset[tuple[str, str]]] = frozenset
+    """Carry out the deletions that wait in the spool; the sandboxes for which that cannot be done now."""
     waiting: dict[int, jobs.Job] = field(default_factory=dict)
+    _half_deleted: frozenset[tuple[str, str]] = frozenset()
     questions: questions.Questions = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +70,8 @@ class Verbs:
 
     def handle(self, batch: list[calls.Call]) -> None:
         """Serve whatever is ready, in order of arrival; equal verbs that follow each other together."""
+        if any(_verb_of(call) == "ADD" for call in batch):
+            self.take_spool_in()
         for verb, run in itertools.groupby(batch, key=_verb_of):
             read = [job for call in run if (job := self._read(call)) is not None]
             if verb == "DEL":
@@ -76,6 +81,10 @@ class Verbs:
             else:
                 for job in read:
                     self._guarded(job, self._verb(job.asked.verb))
+
+    def take_spool_in(self) -> None:
+        """Deletions that were reported as done come before whatever is asked now."""
+        self._half_deleted = self.drain()
 
     def _read(self, call: calls.Call) -> jobs.Job | None:
         try:
@@ -144,6 +153,8 @@ class Verbs:
             raise errors.BadNamespace("netns_missing", f"CNI_NETNS={job.asked.netns}: {why}")
         if os.path.sameopenfile(job.pod.netns_fd, self.own_netns):
             raise errors.BadNamespace("netns_is_host", f"CNI_NETNS={job.asked.netns}")
+        if (job.asked.container_id, job.asked.ifname) in self._half_deleted:
+            raise errors.TryLater("kernel_error", "its earlier deletion is not carried out yet")
 
     def _claim(self, tx: database.Write, job: jobs.Job, now: int) -> Claim:
         asked = job.asked
@@ -268,6 +279,7 @@ class Verbs:
 
     def retry_waiting(self) -> None:
         """Serve the held calls again, oldest first: capacity changed or somebody's time is up."""
+        self.take_spool_in()
         held, self.waiting = self.waiting, {}
         for job in held.values():
             if self._guarded(job, self._still_open):

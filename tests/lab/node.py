@@ -120,9 +120,16 @@ class Node:
 
     def product(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run `vpcledger ARGV` on the node as root, as `kubectl exec` would; never raises."""
+        return self._run(_product(), *argv)
+
+    def python(self, program: str) -> subprocess.CompletedProcess[str]:
+        """Run a program as `product` runs the product's; never raises."""
+        return self._run(sys.executable, "-c", program)
+
+    def _run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return self.netns.run(
             subprocess.run,
-            [_product(), *argv],
+            argv,
             env=self._environment(),
             capture_output=True,
             text=True,

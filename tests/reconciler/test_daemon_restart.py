@@ -134,8 +134,8 @@ def test_a_thread_that_dies_ends_the_daemon() -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
-def test_a_start_that_fails_says_why_and_nothing_else(lab: Lab) -> None:
-    """A folder stands where the socket belongs: that is the last word, not what stopping half a daemon met."""
+def test_a_socket_that_cannot_be_made_is_told(lab: Lab) -> None:
+    """A folder stands in its place: the last word says so."""
     node = lab.nodes[0]
     in_the_way = node.run / "vpcledger.sock" / "occupied"
     in_the_way.mkdir(parents=True)
@@ -143,6 +143,28 @@ def test_a_start_that_fails_says_why_and_nothing_else(lab: Lab) -> None:
         node.start_daemon()
     assert "ended with 1" in str(told.value)
     assert "vpcledger.sock" in node.tail(1)
+
+
+FAILS_TO_START = """
+import sys
+from reconciler import cli, recovery
+
+def fails(*_):
+    raise OSError("the first minute failed")
+
+recovery.first_minute = fails
+sys.exit(cli.main(["daemon"]))
+"""
+
+
+def test_a_start_that_fails_says_why_and_nothing_else(lab: Lab) -> None:
+    """That is the last word, not what stopping half a daemon would meet."""
+    node = lab.nodes[0]
+    done = node.python(FAILS_TO_START)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("vpcledger: the first minute failed;")
+    assert "Traceback" not in done.stderr
+    assert '"stopping"' not in done.stderr
 
 
 def test_a_reboot_costs_ec2_nothing(lab: Lab) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cni import wire
 from ledger import writes
 from reconciler import recovery
 from tests.lab import spaces
@@ -247,4 +248,24 @@ def test_drift_that_cannot_be_mended_is_a_finding_until_it_can(door: Door) -> No
 
     door.loop.tick()
     assert door.rows("SELECT code FROM v_findings WHERE closed IS NULL") == []
+    assert pod.pings("10.0.0.4")
+
+
+def test_what_is_half_deleted_is_not_added_again(door: Door, tmp_path: Path) -> None:
+    """A deletion that was reported as done and cannot be carried out yet: an addition waits for it."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    door.verbs.drain = lambda: recovery.take_spool_in(door.ledger, door.loop, folder, door.clock)
+    pod = door.added()
+    asked = wire.Request(door.environment("DEL", pod), b"{}")
+    (folder / "1-1-1.del").write_bytes(wire.encode_request(asked))
+
+    with powerless():
+        refused = door.call("ADD", pod)
+    assert (refused.code, refused.reason) == (11, "kernel_error")
+    assert "not carried out yet" in refused.said["msg"]
+
+    cooled(door)
+    assert door.call("ADD", pod).code == 0
+    assert states(door) == [("ended", "deleted_late"), ("active", "")]
     assert pod.pings("10.0.0.4")

@@ -143,9 +143,19 @@ def test_taking_the_spool_in_twice_changes_nothing(door: Door, tmp_path: Path) -
     assert door.picture() == before
 
 
-def test_a_deletion_older_than_the_lease_is_not_meant_for_it(door: Door, tmp_path: Path) -> None:
+def drained(door: Door, spool: Path) -> None:
+    """Have the door see to the spool before it serves an addition, as the daemon's does."""
+    door.verbs.drain = lambda: recovery.take_spool_in(door.ledger, door.loop, spool, door.clock)
+
+
+@pytest.mark.parametrize("at", [-1_000, 0, 3_600_000], ids=["earlier", "now", "by a fast clock"])
+def test_a_deletion_of_before_is_not_meant_for_the_lease(
+    door: Door, tmp_path: Path, at: int
+) -> None:
+    """What was reported as deleted when the addition came is taken in before it, whatever its date."""
+    drained(door, tmp_path / "spool")
     pod = door.pod()
-    spooled(door, pod, tmp_path / "spool", door.now - 1_000)
+    spooled(door, pod, tmp_path / "spool", door.now + at)
     pod.result = door.call("ADD", pod).said
 
     restart(door, tmp_path / "spool")
@@ -153,6 +163,37 @@ def test_a_deletion_older_than_the_lease_is_not_meant_for_it(door: Door, tmp_pat
     assert reasons(door) == []
     assert pod.pings("10.0.0.4")
     assert not list((tmp_path / "spool").glob("*.del"))
+
+
+def test_a_clock_that_is_set_back_makes_no_deletion_undone(door: Door, tmp_path: Path) -> None:
+    """The pod came by a clock an hour fast, and was deleted by the right one while nobody was home."""
+    before = door.picture()
+    pod = door.added()
+    door.now -= 3_600_000
+    spooled(door, pod, tmp_path / "spool", door.now + 1_000)
+    door.now += 2_000
+
+    restart(door, tmp_path / "spool")
+
+    assert reasons(door) == ["deleted_late"]
+    assert door.picture() == before
+
+
+def test_a_spool_that_cannot_be_tidied_stops_nothing(door: Door, tmp_path: Path) -> None:
+    """A file stands where the unreadable belongs; the deletion behind it is carried out all the same."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "bad").touch()
+    (spool / "1-1-1.del").write_bytes(b"rubbish")
+    pod = door.added()
+    spooled(door, pod, spool, door.now + 1)
+
+    restart(door, spool)
+
+    assert reasons(door) == ["deleted_late"]
+    [found] = door.rows("SELECT code, subject, text FROM v_findings WHERE closed IS NULL")
+    assert (found["code"], found["subject"]) == ("spool_unreadable", "1-1-1.del")
+    assert "it stays in the spool" in found["text"]
 
 
 def test_an_unreadable_deletion_is_set_aside_and_a_finding(door: Door, tmp_path: Path) -> None:

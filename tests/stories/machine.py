@@ -87,7 +87,7 @@ class Machine:
         self.cloud_loop = cloud_loop.CloudLoop(self.ledger, self.cloud, self.settings, now)
         self.verbs = verbs.Verbs(
             self.ledger, self.loop, self.settings, self.boot_id, now,
-            self._ring_cloud, lambda at: self._ring_at("waits", at), OWN_NETNS,
+            self._ring_cloud, lambda at: self._ring_at("waits", at), OWN_NETNS, self._drain,
         )  # fmt: skip
         self.loop.capacity_changed = self.cloud_loop.capacity_changed = self._capacity_changed
         self.cloud_loop.in_use = self.loop.in_use
@@ -174,10 +174,13 @@ class Machine:
                 self.verbs.retry_waiting()
             case "tidy":
                 self.verbs.forget_waiting()
-                recovery.take_spool_in(self.ledger, self.loop, self.spool, self.time.now_ms)
+                self.verbs.take_spool_in()
                 with self.ledger.write() as tx:
                     writes.prune(tx, self.time.now_ms())
         return None
+
+    def _drain(self) -> frozenset[tuple[str, str]]:
+        return recovery.take_spool_in(self.ledger, self.loop, self.spool, self.time.now_ms)
 
     def _ring_at(self, lane: str, at: int) -> None:
         due = self.time.elapsed_ms() + at - self.time.now_ms()  # as reconciler.lanes does
