@@ -212,6 +212,8 @@ def kernel(tx: database.Write, outcomes: Sequence[actions.Outcome], now: int) ->
             text = f"was called {outcome.action.name}"
         text += f": {outcome.error} {outcome.text}" if outcome.error else ""
         writes.line(tx, now, "kernel.mended", " ".join(thing.key), text)
+        said = f"{outcome.error}: {outcome.text}" if outcome.error else ""
+        writes.installed_failed(tx, thing, said, now)
     if failed:
         text = "; ".join(f"{o.error}: {o.text}" for o in failed[:5])
         writes.open_finding(tx, "kernel_error", "", text, now)

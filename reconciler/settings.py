@@ -224,6 +224,11 @@ class Settings:
     """The bits of connection and packet marks that mean `by the primary interface`; other bits are never
     touched. Connections with earlier bits keep their way until the next boot."""
 
+    manage_untagged: bool = knob("MANAGE_UNTAGGED_ENI", False, _boolean)
+    """Whether interfaces that somebody else attached, without this instance's tag and without the no_manage
+    tag, are taken for ours: pods are put on them, they are tagged, and detached and deleted once idle. False
+    leaves them to their owner, unlike the VPC CNI, which takes them unless this is set to false there."""
+
     cluster_name: str = knob("CLUSTER_NAME", "", _text)
     """The cluster's name, written as a tag on the interfaces we make."""
 

@@ -38,14 +38,11 @@ from ledger.writes.intents import (
 from ledger.writes.journal import line
 from ledger.writes.kernel import (
     Taken,
-    all_pending,
     forget_installed,
     forget_owner_installed,
     installed_failed,
-    mark_installed,
     mark_owner_installed,
     mark_owner_removing,
-    mark_removing,
     plan_installed,
     retire,
 )
@@ -55,7 +52,6 @@ from ledger.writes.leases import (
     doubt,
     end,
     identify,
-    mark_in_doubt,
     note_late_delete,
 )
 from ledger.writes.record import (
@@ -81,7 +77,6 @@ __all__ = [
     "addresses_releasing",
     "adopt",
     "adopt_lease",
-    "all_pending",
     "claim",
     "clock_stepped_back",
     "close_finding",
@@ -102,11 +97,8 @@ __all__ = [
     "intent_sent",
     "intent_unknown",
     "line",
-    "mark_in_doubt",
-    "mark_installed",
     "mark_owner_installed",
     "mark_owner_removing",
-    "mark_removing",
     "note_late_delete",
     "open_finding",
     "plan_installed",

@@ -69,16 +69,22 @@ def _becomes(state: str) -> Update:
     )
 
 
-_PRESENT = Statement(_becomes("present").where(_OF_IDS))
 _PRESENT_OF = Statement(
     _becomes("present").where(*_OF_OWNER, _installed.c.state == schema.word("pending"))
 )
-_REMOVING = Statement(_becomes("removing").where(_OF_IDS))
 _REMOVING_OF = Statement(
     _becomes("removing").where(*_OF_OWNER, _installed.c.state != schema.word("removing"))
 )
-_PENDING = Statement(_becomes("pending").where(_installed.c.state == schema.word("present")))
-_FAILED = Statement(update(_installed).where(_OF_IDS).values(error=bindparam("error")))
+_SAID = Statement(
+    update(_installed)
+    .where(
+        _installed.c.place == schema.word("host"),
+        _installed.c.kind == bindparam("kind_of_thing"),
+        _installed.c.key == bindparam("the_key"),
+        _installed.c.error != bindparam("said"),
+    )
+    .values(error=bindparam("said"))
+)
 _FORGET = Statement(delete(_installed).where(_OF_IDS))
 _FORGET_OF = Statement(delete(_installed).where(*_OF_OWNER))
 
@@ -121,23 +127,10 @@ def plan_installed(
     return tuple(planned)
 
 
-def mark_installed(tx: Write, ids: Iterable[int], now: int) -> None:
-    """The kernel has acknowledged these."""
-    _note(
-        tx, now, "kernel.present", "", "", tx.run(_PRESENT, **_named(ids), changed_at=now).rowcount
-    )
-
-
 def mark_owner_installed(tx: Write, owner_kind: model.OwnerKind, owner: str, now: int) -> None:
     """The kernel has acknowledged everything pending of this owner."""
     changed = tx.run(_PRESENT_OF, kind_of_owner=owner_kind, the_owner=owner, changed_at=now)
     _note(tx, now, "kernel.present", owner_kind, owner, changed.rowcount)
-
-
-def mark_removing(tx: Write, ids: Iterable[int], now: int) -> None:
-    """These are about to be removed."""
-    changed = tx.run(_REMOVING, **_named(ids), changed_at=now)
-    _note(tx, now, "kernel.removing", "", "", changed.rowcount)
 
 
 def mark_owner_removing(tx: Write, owner_kind: model.OwnerKind, owner: str, now: int) -> None:
@@ -146,10 +139,11 @@ def mark_owner_removing(tx: Write, owner_kind: model.OwnerKind, owner: str, now:
     _note(tx, now, "kernel.removing", owner_kind, owner, changed.rowcount)
 
 
-def installed_failed(tx: Write, ids: Iterable[int], error: str, now: int) -> None:
-    """Making or removing these failed; they stay in their state and are tried again."""
-    changed = tx.run(_FAILED, **_named(ids), error=error)
-    _note(tx, now, "kernel.failed", "", "", changed.rowcount, error)
+def installed_failed(tx: Write, thing: model.KernelObject, error: str, now: int) -> None:
+    """What the kernel said when a thing of the node's was mended, empty for success; it keeps its state."""
+    kind, *rest = thing.key
+    changed = tx.run(_SAID, kind_of_thing=kind, the_key=" ".join(rest), said=error)
+    _note(tx, now, "kernel.failed", "", "", changed.rowcount if error else 0, error)
 
 
 def forget_installed(tx: Write, ids: Iterable[int], now: int) -> None:
@@ -188,11 +182,6 @@ def forget_owner_installed(tx: Write, owner_kind: model.OwnerKind, owner: str, n
     """Everything of this owner is gone from the kernel."""
     changed = tx.run(_FORGET_OF, kind_of_owner=owner_kind, the_owner=owner)
     _note(tx, now, "kernel.gone", owner_kind, owner, changed.rowcount)
-
-
-def all_pending(tx: Write, now: int) -> None:
-    """After a reboot the kernel has none of them: what was present has to be made again."""
-    _note(tx, now, "kernel.rebooted", "", "", tx.run(_PENDING, changed_at=now).rowcount)
 
 
 def _named(ids: Iterable[int]) -> dict[str, str]:

@@ -62,19 +62,7 @@ _REST = Statement(
     .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
     .values(rested_since=bindparam("rested_since"), cooling_until=bindparam("cooling_until"))
 )
-_OF_OTHER_BOOTS = Statement(
-    select(_leases.c.id, _leases.c.state, _leases.c.address)
-    .where(
-        _leases.c.ended_at.is_(None),
-        _leases.c.boot_id != bindparam("boot_id"),
-        _leases.c.state != schema.word("in_doubt"),
-    )
-    .order_by(_leases.c.id)
-)
 _DOUBT = Statement(
-    update(_leases).where(_leases.c.id == bindparam("id")).values(state=schema.word("in_doubt"))
-)
-_DOUBT_ONE = Statement(
     update(_leases)
     .where(_leases.c.id == bindparam("id"), _leases.c.state == schema.word("active"))
     .values(state=schema.word("in_doubt"))
@@ -224,25 +212,9 @@ def end(tx: Write, lease_id: int, reason: str, now: int, cooling_ms: int) -> mod
     return lease
 
 
-def mark_in_doubt(tx: Write, boot_id: str, now: int) -> int:
-    """After a reboot: leases of other boots are in doubt, waiting ones end; how many in doubt.
-
-    They keep their addresses until two sources have agreed that the sandbox is gone.
-    """
-    doubtful = 0
-    for lease_id, state, address in tx.all(_OF_OTHER_BOOTS, boot_id=boot_id):
-        if state == "waiting":
-            end(tx, lease_id, "reboot", now, cooling_ms=0)
-            continue
-        tx.run(_DOUBT, id=lease_id)
-        journal.line(tx, now, "lease.in_doubt", address, lease_id=lease_id, address=address)
-        doubtful += 1
-    return doubtful
-
-
 def doubt(tx: Write, lease_id: int, now: int) -> None:
     """One witness against an active lease and not two: it keeps its address until that is settled."""
-    row = tx.one(_DOUBT_ONE, id=lease_id)
+    row = tx.one(_DOUBT, id=lease_id)
     if row is not None:
         journal.line(tx, now, "lease.in_doubt", row[0], lease_id=lease_id, address=row[0])
 

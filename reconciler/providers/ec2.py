@@ -245,7 +245,8 @@ class Ec2:
     # ----------------------------------------------------------------------- the calls
 
     def _observed(self, raw: Json) -> model.ObservedEni:
-        return interfaces.observed(raw, self._subnet_cidr(raw["SubnetId"]), self._node)
+        cidr, untagged = self._subnet_cidr(raw["SubnetId"]), self._settings.manage_untagged
+        return interfaces.observed(raw, cidr, self._node, untagged=untagged)
 
     def _subnet_cidr(self, subnet_id: str) -> str:
         """A subnet's IPv4 block never changes, so it is asked for once."""

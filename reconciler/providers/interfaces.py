@@ -23,12 +23,17 @@ _STATES: Final[dict[str, model.EniState]] = {
 Json = dict[str, Any]
 
 
-def observed(raw: Json, subnet_cidr: str, node: model.Node) -> model.ObservedEni:
-    """One entry of DescribeNetworkInterfaces or CreateNetworkInterface's answer."""
+def observed(
+    raw: Json, subnet_cidr: str, node: model.Node, *, untagged: bool = False
+) -> model.ObservedEni:
+    """One entry of DescribeNetworkInterfaces or CreateNetworkInterface's answer.
+
+    `untagged`: one that is attached here and says nothing of whose it is, is ours.
+    """
     labels = {tag["Key"]: tag["Value"] for tag in raw.get("TagSet", ())}
     private = raw.get("PrivateIpAddresses", ())
     return model.ObservedEni(
-        eni=_eni(raw, labels, subnet_cidr, node),
+        eni=_eni(raw, labels, subnet_cidr, node, untagged),
         addresses=tuple(a["PrivateIpAddress"] for a in private if not a.get("Primary")),
         prefixes=tuple(p["Ipv4Prefix"] for p in raw.get("Ipv4Prefixes", ())),
         tags=labels,
@@ -38,7 +43,9 @@ def observed(raw: Json, subnet_cidr: str, node: model.Node) -> model.ObservedEni
     )
 
 
-def _eni(raw: Json, labels: dict[str, str], subnet_cidr: str, node: model.Node) -> model.Eni:
+def _eni(
+    raw: Json, labels: dict[str, str], subnet_cidr: str, node: model.Node, untagged: bool
+) -> model.Eni:
     attachment = raw.get("Attachment", {})
     attached_at = attachment.get("AttachTime")
     here = attachment.get("InstanceId", node.instance_id) == node.instance_id
@@ -54,7 +61,7 @@ def _eni(raw: Json, labels: dict[str, str], subnet_cidr: str, node: model.Node) 
         card=card,
         kind=raw.get("InterfaceType", "interface"),
         primary=primary,
-        managed=primary or (here and _managed(labels, node)),
+        managed=primary or (here and _managed(labels, node, untagged and device >= 0)),
         state=_STATES[attachment.get("Status", "detached")],
         attachment_id=attachment.get("AttachmentId"),
         delete_on_termination=attachment.get("DeleteOnTermination", False),
@@ -62,14 +69,14 @@ def _eni(raw: Json, labels: dict[str, str], subnet_cidr: str, node: model.Node) 
     )
 
 
-def _managed(labels: dict[str, str], node: model.Node) -> bool:
-    """Upstream's order: no_manage decides if it is there, else the instance's own tag.
+def _managed(labels: dict[str, str], node: model.Node, untagged: bool) -> bool:
+    """Upstream's order: no_manage decides if it is there, then the instance's own tag, then the setting.
 
-    Unlike upstream, an interface without either tag stays its owner's.
+    Unlike upstream, an interface without either tag stays its owner's unless the setting says otherwise.
     """
     if tags.NO_MANAGE in labels:
         return labels[tags.NO_MANAGE] != "true"
-    return labels.get(tags.INSTANCE) == node.instance_id
+    return untagged or labels.get(tags.INSTANCE) == node.instance_id
 
 
 def create_parameters(wish: actions.CreateEni, token: str) -> Json:

@@ -7,7 +7,7 @@ Assertions do not belong here.
 
 from __future__ import annotations
 
-from ledger import database, model, writes
+from ledger import database, model, reads, writes
 from ledger.writes.intents import Lane
 from tests.ledger import node
 
@@ -167,10 +167,10 @@ def _reboot(ledger: database.Ledger, at: int) -> None:
     """All leases were in doubt; all but one of them were found alive."""
     with ledger.write() as tx:
         writes.record_boot(tx, "another-boot", at)
-        writes.mark_in_doubt(tx, "another-boot", at)
+        for lease in reads.open_leases(tx):
+            writes.doubt(tx, lease.id, at)
         for row in tx.dicts("SELECT id FROM leases WHERE state = 'in_doubt' AND id > 2", {}):
             writes.activate(tx, row["id"], at + 500)
-        writes.all_pending(tx, at)
 
 
 def _pod_waits(ledger: database.Ledger, now: int) -> None:
@@ -236,5 +236,5 @@ def _things_go_wrong(ledger: database.Ledger, now: int) -> None:
         writes.adopt(tx, model.ObservedCloud(now - MINUTE, "ec2", tuple(picture)), now - MINUTE)
         writes.addresses_assigned(tx, node.eni(4).eni_id, ["10.0.4.11"], "assign", now - 20_000)
     with ledger.write() as tx:
-        rows = tx.dicts("SELECT id FROM installed WHERE owner = '2' ORDER BY id", {})
-        writes.installed_failed(tx, [rows[1]["id"]], "ENETUNREACH", now - 5 * MINUTE)
+        broken = reads.installed_for(tx, "lease", "2")[1].thing
+        writes.installed_failed(tx, broken, "ENETUNREACH", now - 5 * MINUTE)

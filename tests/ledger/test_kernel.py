@@ -36,34 +36,20 @@ def test_an_object_goes_from_pending_over_present_and_removing_to_nothing(
     with ledger.write() as tx:
         rows = writes.plan_installed(tx, "lease", "7", THINGS[:3], 1)
         ids = [row.id for row in rows]
-        writes.mark_installed(tx, ids[:1], 2)
-        assert seen(tx) == ["present", "pending", "pending"]
         writes.mark_owner_installed(tx, "lease", "7", 2)
         assert seen(tx) == ["present"] * 3
-        writes.mark_removing(tx, ids[:1], 3)
-        assert seen(tx) == ["removing", "present", "present"]
         writes.mark_owner_removing(tx, "lease", "7", 3)
         assert seen(tx) == ["removing"] * 3
         writes.mark_owner_installed(tx, "lease", "7", 4)
         assert seen(tx) == ["removing"] * 3, "what is to go does not come back by a late success"
-        writes.installed_failed(tx, ids[:1], "EBUSY", 4)
-        (failed,) = tx.dicts("SELECT key FROM v_objects WHERE error = 'EBUSY'", {})
-        assert failed["key"] == "host eni0a1b"
+        for said, keys in (("EBUSY", ["host eni0a1b"]), ("", [])):
+            writes.installed_failed(tx, THINGS[0], said, 4)
+            failed = tx.dicts("SELECT key FROM v_objects WHERE error <> ''", {})
+            assert [row["key"] for row in failed] == keys
         writes.forget_installed(tx, ids[:1], 5)
         assert seen(tx) == ["removing"] * 2
         writes.forget_owner_installed(tx, "lease", "7", 5)
         assert seen(tx) == []
-
-
-def test_after_a_reboot_everything_present_is_pending(ledger: database.Ledger) -> None:
-    """What was to be removed is gone with the old kernel's state too, and stays to be removed."""
-    with ledger.write() as tx:
-        rows = writes.plan_installed(tx, "eni", "eni-1", THINGS[:2], 1)
-        writes.mark_owner_installed(tx, "eni", "eni-1", 1)
-        writes.mark_removing(tx, [rows[1].id], 1)
-        writes.all_pending(tx, 2)
-        states = [row.state for row in reads.installed_for(tx, "eni", "eni-1")]
-    assert states == ["pending", "removing"]
 
 
 def test_an_object_has_one_owner(ledger: database.Ledger) -> None:

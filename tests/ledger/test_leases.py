@@ -198,30 +198,25 @@ def test_ending_is_done_once_and_says_why(ledger: database.Ledger) -> None:
         assert (address.rested_since, address.cooling_until, address.leased) == (20, 25, False)
 
 
-def test_a_lease_of_another_boot_is_in_doubt_and_keeps_its_address(
+def test_a_lease_in_doubt_keeps_its_address_and_may_be_found_alive(
     ledger: database.Ledger,
 ) -> None:
-    """Waiting ones end, those of this boot stay, and one that is found alive is active again."""
+    """Only an active one is doubted, and once: what is reserved is an addition that goes on."""
     node.add_eni(ledger, 1, 2)
     with ledger.write() as tx:
-        assert writes.record_boot(tx, node.BOOT, 1)
-        held, other = node.claim(tx, "c1", 10), node.claim(tx, "c2", 10)
-        waiting = node.claim(tx, "c3", 10)
+        held, reserved = node.claim(tx, "c1", 10), node.claim(tx, "c2", 10)
         writes.activate(tx, held.id, 11)
-        assert not writes.record_boot(tx, node.BOOT, 12)
-        assert writes.mark_in_doubt(tx, node.BOOT, 12) == 0
-        assert writes.record_boot(tx, "another-boot", 20)
-        assert writes.mark_in_doubt(tx, "another-boot", 20) == 2
-        assert writes.mark_in_doubt(tx, "another-boot", 21) == 0
+        for at in (20, 21):
+            writes.doubt(tx, held.id, at)
+            writes.doubt(tx, reserved.id, at)
+        told = tx.dicts("SELECT lease_id FROM journal WHERE kind = 'lease.in_doubt'", {})
+        assert [row["lease_id"] for row in told] == [held.id]
         doubtful = reads.lease(tx, held.id)
         assert doubtful is not None
         assert (doubtful.state, doubtful.address) == ("in_doubt", held.address)
-        ended = reads.lease(tx, waiting.id)
-        assert ended is not None
-        assert (ended.state, ended.reason) == ("ended", "reboot")
         assert node.claim(tx, "c4", 22).state == "waiting", "a doubtful address is not given away"
-        writes.activate(tx, other.id, 23)
-        alive = reads.lease(tx, other.id)
+        writes.activate(tx, held.id, 23)
+        alive = reads.lease(tx, held.id)
         assert alive is not None
         assert alive.state == "active"
 

@@ -140,7 +140,11 @@ class Story(RuleBasedStateMachine):
         self.boot += 1
         with self.ledger.write() as tx:
             assert writes.record_boot(tx, self._boot_id(), self.now)
-            writes.mark_in_doubt(tx, self._boot_id(), self.now)
+            for lease in reads.open_leases(tx):
+                if lease.state == "waiting":
+                    writes.end(tx, lease.id, "reboot", self.now, 0)
+                else:
+                    writes.doubt(tx, lease.id, self.now)
         self.waiting.clear()
 
     @rule(address=hosts)

@@ -127,6 +127,26 @@ def test_an_interface_is_ours_by_its_tags_alone(
     assert expected == [each.eni.managed for each in seen(hands)]
 
 
+def test_untagged_ones_are_ours_if_the_setting_says_so(lab: Ec2Lab, node: model.Node) -> None:
+    """MANAGE_UNTAGGED_ENI, upstream's default there and not here: no_manage goes first, detached ones stay theirs."""
+    ids = []
+    for device in (1, 2, None):
+        raw = lab.client.create_network_interface(SubnetId=node.subnet_id)["NetworkInterface"]
+        ids.append(raw["NetworkInterfaceId"])
+        if device is not None:
+            lab.client.attach_network_interface(
+                NetworkInterfaceId=ids[-1], InstanceId=node.instance_id, DeviceIndex=device
+            )
+    no_manage = {"Key": "node.k8s.amazonaws.com/no_manage", "Value": "true"}
+    lab.client.create_tags(Resources=[ids[1]], Tags=[no_manage])
+    hands = ec2.Ec2(node, lab.settings(manage_untagged=True))
+    assert {each.eni.eni_id: each.eni.managed for each in seen(hands, tuple(ids))} == {
+        ids[0]: True,
+        ids[1]: False,
+        ids[2]: False,
+    }
+
+
 def test_an_interface_made_and_not_attached_is_seen_too(hands: ec2.Ec2, node: model.Node) -> None:
     """Found by its tag, with the intent that made it: how a lost reply is settled."""
     eni = made(hands, node, "intent-7")

@@ -245,9 +245,12 @@ def test_drift_that_cannot_be_mended_is_a_finding_until_it_can(door: Door) -> No
     assert door.rows("SELECT code FROM v_findings WHERE closed IS NULL") == [
         {"code": "kernel_error"}
     ]
+    said = "SELECT kind FROM v_objects WHERE error LIKE 'EPERM%'"
+    assert door.rows(said) == [{"kind": "rule"}], "the object itself tells what the kernel said"
 
     door.loop.tick()
     assert door.rows("SELECT code FROM v_findings WHERE closed IS NULL") == []
+    assert door.rows(said) == []
     assert pod.pings("10.0.0.4")
 
 

@@ -1,0 +1,71 @@
+"""Whose an interface is: what others attached is left alone, or used and given up as ours, as the settings say.
+
+Told on the stories' stage: the daemon's own ledger, planner and providers, EC2 by its wire format.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reconciler import settings as knobs
+from tests.stories.scene import Scene
+from tests.stories.test_found import told
+
+TAG = "node.k8s.amazonaws.com/instance_id"
+
+
+def attach(node: Scene, device: int, card: int = 0, **more: Any) -> str:
+    """Somebody attaches an interface with one secondary address: its id."""
+    primary = node.cloud.interfaces_of(node.ec2.node)[0]
+    asked = {"SecondaryPrivateIpAddressCount": 1} | more
+    made = node.operator(
+        "CreateNetworkInterface",
+        SubnetId=primary["SubnetId"],
+        Groups=[group["GroupId"] for group in primary["Groups"]],
+        **asked,
+    )["NetworkInterface"]["NetworkInterfaceId"]
+    node.operator(
+        "AttachNetworkInterface",
+        NetworkInterfaceId=made,
+        InstanceId=node.ec2.node,
+        DeviceIndex=device,
+        NetworkCardIndex=card,
+    )
+    return str(made)
+
+
+def named(node: Scene, eni: str) -> list[str]:
+    """The daemon's changes that named this interface."""
+    rows = node.ec2.journal.rows(who=node.ec2.node)
+    return [
+        row.action
+        for row in rows
+        if not row.action.startswith("Describe") and eni in str(row.params)
+    ]
+
+
+@pytest.mark.parametrize("manage", [False, True])
+def test_an_untagged_interface_is_used_and_given_up_only_if_the_setting_says_so(
+    manage: bool,
+) -> None:
+    """MANAGE_UNTAGGED_ENI: as the VPC CNI by default, pods, tags and in the end its removal; or nothing at all."""
+    settings = knobs.Settings(warm_ip_target=1, ip_cooldown_ms=0, manage_untagged=manage)
+    with told(instance_type="t3.small", settings=settings) as node:
+        theirs = attach(node, device=1)
+        node.machine.cloud_loop.look_again()
+        node.machine.rung.add("cloud")
+        node.pass_(10)
+        node.runtime.want(5)
+        node.settle()
+        on_it = [lease for lease in node.machine.desired().leases if lease.eni_id == theirs]
+        shown = node.cloud.get("interface", theirs)
+        assert shown is not None
+        tags = {tag["Key"] for tag in shown["TagSet"]}
+        assert (bool(on_it), TAG in tags) == (manage, manage)
+        node.runtime.drop(5)
+        node.settle()
+        assert (node.cloud.get("interface", theirs) is None) == manage
+        if not manage:
+            assert named(node, theirs) == []
