@@ -16,7 +16,6 @@ from reconciler.planner import actions
 from reconciler.providers import channel, rtnetlink
 from reconciler.providers.netlink import Message, Refusal
 
-_PLACES: tuple[model.Where, ...] = ("host", "pod")
 _THERE = frozenset({"EEXIST"})
 _GONE = frozenset({"ENOENT", "ESRCH", "ENODEV", "EADDRNOTAVAIL", "ENXIO"})
 _TAKEN = frozenset({"EEXIST", "EBUSY"})  # a name or an index, at this end or at the other
@@ -73,20 +72,19 @@ class Batch:
             return [outcome, *self.carry_out(rest)]
         index = self._indexes["host", link.name] = link.index
         self._indexes["pod", link.peer] = index + 1
-        parts = {where: [s for s in rest if _where(s.thing) == where] for where in _PLACES}
-        inside, (raised,) = self._send(
-            self._pod, parts["pod"], [rtnetlink.set_link(index + 1, up=True)]
-        )
-        outside, (marked, read) = self._send(
+        inside = [step for step in rest if _where(step.thing) == "pod"]
+        outside = [step for step in rest if _where(step.thing) == "host"]
+        done, (raised,) = self._send(self._pod, inside, [rtnetlink.set_link(index + 1, up=True)])
+        done_outside, (marked, read) = self._send(
             self._host,
-            parts["host"],
+            outside,
             [rtnetlink.set_link(index, up=True, alias=link.alias), rtnetlink.find_link(link.name)],
         )
         refused = raised.refusal or marked.refusal or self._overrule(link, index, read)
         if refused is not None:
             self._one(self._host, rtnetlink.remove_link(index))
-        done = {"pod": iter(inside), "host": iter(outside)}
-        return [_outcome(first, refused), *(next(done[_where(step.thing)]) for step in rest)]
+        outcomes = {id(each.action): each for each in (*done, *done_outside)}
+        return [_outcome(first, refused), *(outcomes[id(step)] for step in rest)]
 
     # ------------------------------------------------------------------ links
 
@@ -269,25 +267,17 @@ class Batch:
         self, at: channel.Channel, steps: Sequence[actions.KernelAction], first: list[Message]
     ) -> tuple[list[actions.Outcome], list[channel.Answer]]:
         """Steps of one kind in one send, behind these messages; the answers to those come second."""
-        refusals: list[Refusal | None] = []
-        messages = list(first)
-        sent: list[int] = []
-        for step in steps:
-            message = self._message(step.thing, put=isinstance(step, actions.Put))
-            if isinstance(message, Refusal):
-                refusals.append(message)
-            else:
-                sent.append(len(refusals))
-                refusals.append(None)
-                messages.append(message)
+        made = [self._message(step.thing, put=isinstance(step, actions.Put)) for step in steps]
+        messages = [*first, *(each for each in made if isinstance(each, Message))]
         answers = at.ask(messages) if messages else []
-        for nth, answer in zip(sent, answers[len(first) :], strict=True):
-            refusals[nth] = answer.refusal
+        told = iter(answers[len(first) :])
         outcomes = []
-        for step, refused in zip(steps, refusals, strict=True):
-            harmless = _THERE if isinstance(step, actions.Put) else _GONE
-            no = None if refused is not None and refused.code in harmless else refused
-            outcomes.append(_outcome(step, no))
+        for step, message in zip(steps, made, strict=True):
+            refused = next(told).refusal if isinstance(message, Message) else message
+            if refused is not None:
+                harmless = _THERE if isinstance(step, actions.Put) else _GONE
+                refused = None if refused.code in harmless else refused
+            outcomes.append(_outcome(step, refused))
         return outcomes, answers[: len(first)]
 
     def _message(self, thing: model.KernelObject, *, put: bool) -> Message | Refusal:

@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from reconciler.providers import netlink
@@ -26,7 +27,7 @@ _NETLINK_NETFILTER = 12  # the socket module has no name for it
 DATAGRAM = 1 << 16
 """Bytes to read at once; the kernel fills up to 32 KiB of what the reader offers (netlink_dump)."""
 
-_PART = 64  # messages sent at once: their acknowledgements take a quarter of the default buffer
+_PART = 64  # messages sent at once: if all are refused, that takes a quarter of the default buffer
 _TRIES = 8  # of a dump that the kernel calls interrupted because something changed meanwhile
 _I32 = struct.Struct("=i")
 
@@ -36,6 +37,9 @@ class Answer(NamedTuple):
 
     refusal: Refusal | None
     data: bytes = b""
+
+
+_DONE = Answer(None)
 
 
 def route_socket() -> socket.socket:
@@ -91,24 +95,33 @@ class Channel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, messages: list[Message]) -> list[Answer]:
-        """Send all and give the answer to each, in order. OSError when the socket itself fails."""
+    def ask(self, messages: Sequence[Message]) -> list[Answer]:
+        """Send all and give the answer to each, in order. OSError when the socket itself fails.
+
+        The kernel tells every refusal, asked or not (netlink_rcv_skb), in the order of the messages;
+        so the last alone asks for its acknowledgement: what was not refused by then was done.
+        """
         answers: list[Answer] = []
         for at in range(0, len(messages), _PART):
             part = messages[at : at + _PART]
-            first = self._send(part)
+            last = len(part) - 1
+            first = self._send(part, drop=netlink.ACK)
             found: dict[int, Answer] = {}
-            while len(found) < len(part):
+            while last not in found:
                 data = self._socket.recv(DATAGRAM)
                 for frame in netlink.frames(data):
                     nth = (frame.seq - first) & 0xFFFFFFFF
-                    if nth >= len(part):
+                    if nth > last:
                         continue
                     if frame.kind == netlink.ERROR:
                         found[nth] = Answer(netlink.refusal(data, frame))
                     else:
                         found[nth] = Answer(None, data)
-            answers += (found[nth] for nth in range(len(part)))
+            for nth, message in enumerate(part):
+                answer = found.get(nth, _DONE)
+                if answer is _DONE and not message.flags & netlink.ACK:
+                    raise OSError(errno.EPROTO, "the kernel passed over a question")
+                answers.append(answer)
         return answers
 
     def transact(self, messages: list[Message]) -> Refusal | None:
@@ -150,10 +163,10 @@ class Channel:
                 return datagrams
         raise OSError(errno.EINTR, "the kernel's tables change faster than they can be read")
 
-    def _send(self, messages: list[Message]) -> int:
+    def _send(self, messages: Sequence[Message], drop: int = 0) -> int:
         first = self._seq
         self._seq = (self._seq + len(messages)) & 0xFFFFFFFF
-        self._socket.send(netlink.pack(messages, first))
+        self._socket.send(netlink.pack(messages, first, drop))
         return first
 
     def _read_dump(self, seq: int) -> tuple[list[bytes], bool]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 # linux/netlink.h: nlmsg_flags
@@ -24,6 +24,7 @@ ERROR, DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
+_U32_ATTRIBUTE = struct.Struct("=HHI")
 _I32 = struct.Struct("=i")
 _ERROR_MESSAGE = 1  # NLMSGERR_ATTR_MSG
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
@@ -55,14 +56,20 @@ class Refusal(NamedTuple):
     text: str
 
 
-def pack(messages: list[Message], first: int) -> bytes:
-    """One datagram of all messages, numbered from `first`, after 2^32 - 1 from 0."""
+def pack(messages: Sequence[Message], first: int, drop: int = 0) -> bytes:
+    """One datagram of all messages, numbered from `first`, after 2^32 - 1 from 0.
+
+    All but the last go without the flags of `drop`.
+    """
     parts: list[bytes] = []
+    last = len(messages) - 1
     for n, (kind, flags, body) in enumerate(messages):
         seq = (first + n) & 0xFFFFFFFF
-        parts.append(_HEADER.pack(_HEADER.size + len(body), kind, flags | REQUEST, seq, 0))
-        parts.append(body)
-        parts.append(b"\0" * (-len(body) % 4))
+        said = flags | REQUEST if n == last else (flags | REQUEST) & ~drop
+        size = len(body)
+        parts += _HEADER.pack(_HEADER.size + size, kind, said, seq, 0), body
+        if size & 3:
+            parts.append(b"\0" * (-size & 3))
     return b"".join(parts)
 
 
@@ -79,12 +86,14 @@ def frames(data: bytes) -> Iterator[Frame]:
 
 def attribute(kind: int, value: bytes) -> bytes:
     """One attribute, padded."""
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+    size = len(value)
+    head = _ATTRIBUTE.pack(4 + size, kind) + value
+    return head + b"\0" * (-size & 3) if size & 3 else head
 
 
 def u32(kind: int, value: int) -> bytes:
     """An attribute of 32 bits in host order."""
-    return _ATTRIBUTE.pack(8, kind) + _U32.pack(value)
+    return _U32_ATTRIBUTE.pack(8, kind, value)
 
 
 def text(kind: int, value: str) -> bytes:

@@ -42,7 +42,10 @@ _LOCAL_TABLE = 255
 _PERMANENT = 0x80  # NUD_PERMANENT
 # The kernel adds no route of its own for an address of ours, so there is none to take away again; and
 # it does not make a pod wait for duplicate address detection.
-_ADDRESS_FLAGS = {4: 0x200, 6: 0x200 | 0x02}  # IFA_F_NOPREFIXROUTE, IFA_F_NODAD
+_ADDRESS_FLAGS = {
+    int(AF_INET): 0x200,
+    int(AF_INET6): 0x200 | 0x02,
+}  # IFA_F_NOPREFIXROUTE, IFA_F_NODAD
 
 # Attributes: IFLA_, IFA_, RTA_, FRA_, NDA_
 _L_ADDRESS, _L_NAME, _L_MTU, _L_LINK, _L_TXQLEN, _L_INFO, _L_ALIAS = 1, 3, 4, 5, 13, 18, 20
@@ -64,7 +67,7 @@ _N_DST, _N_MAC = 1, 2
 # One queue each way: a veth needs no more, and each further one costs a grace period on creation.
 _ONE_QUEUE = netlink.u32(_L_TXQLEN, 0) + netlink.u32(_L_TX_QUEUES, 1) + netlink.u32(_L_RX_QUEUES, 1)
 _VETH = netlink.text(_I_KIND, "veth")
-_AF = {4: AF_INET, 6: AF_INET6}
+_AF = {4: int(AF_INET), 6: int(AF_INET6)}
 _FAMILY = {int(AF_INET): 4, int(AF_INET6): 6}
 _EVERYTHING = {4: "0.0.0.0", 6: "::"}
 
@@ -81,9 +84,12 @@ def family(cidr: str) -> int:
     return 6 if ":" in cidr else 4
 
 
-def _network(cidr: str) -> tuple[bytes, int]:
+@lru_cache(maxsize=1024)
+def _network(cidr: str) -> tuple[int, int, bytes]:
+    """AF_INET or AF_INET6, length and bytes of a network; of an address alone the length of all of it."""
     host, _, length = cidr.partition("/")
-    return inet_pton(_AF[family(cidr)], host), int(length)
+    packed = inet_pton(_AF[family(cidr)], host)
+    return _AF[family(cidr)], int(length or 8 * len(packed)), packed
 
 
 # ------------------------------------------------------------------------------------- requests
@@ -161,10 +167,9 @@ def find_link(name: str) -> Message:
 
 def address(thing: model.InterfaceAddress, index: int, *, put: bool) -> Message:
     """Add or remove an address."""
-    packed, length = _network(thing.cidr)
-    version = family(thing.cidr)
-    flags = _ADDRESS_FLAGS[version]
-    body = _ADDRESS.pack(_AF[version], length, flags & 0xFF, _UNIVERSE, index)
+    family_, length, packed = _network(thing.cidr)
+    flags = _ADDRESS_FLAGS[family_]
+    body = _ADDRESS.pack(family_, length, flags & 0xFF, _UNIVERSE, index)
     body += netlink.attribute(_A_LOCAL, packed) + netlink.attribute(_A_ADDRESS, packed)
     if put:
         body += netlink.u32(_A_FLAGS, flags)
@@ -178,19 +183,25 @@ def route(thing: model.Route, index: int, *, put: bool) -> Message:
     Neither EXCL nor REPLACE: the kernel then puts ours before any other to the same destination and
     touches none of them; EEXIST means that this very route is there.
     """
-    packed, length = _network(thing.dst)
-    scope = _UNIVERSE if thing.via else _ON_LINK
-    short = thing.table if thing.table < 256 else 0
-    family_, protocol = _AF[thing.family], thing.protocol
-    body = _ROUTE.pack(family_, length, 0, 0, short, protocol, scope, _UNICAST, 0)
-    if length:
-        body += netlink.attribute(_R_DST, packed)
-    if thing.via:
-        body += netlink.attribute(_R_GATEWAY, inet_pton(family_, thing.via))
+    body = _route_but_link(thing.dst, thing.via, thing.table, thing.protocol)
     body += netlink.u32(_R_OIF, index) + netlink.u32(_R_TABLE, thing.table)
     if put:
         return Message(NEWROUTE, netlink.ACK | netlink.CREATE, body)
     return Message(DELROUTE, netlink.ACK, body)
+
+
+@lru_cache(maxsize=1024)
+def _route_but_link(dst: str, via: str | None, table: int, protocol: int) -> bytes:
+    """What of a route comes before its link; of the pods' two it is the same in every pod."""
+    family_, length, packed = _network(dst)
+    scope = _UNIVERSE if via else _ON_LINK
+    short = table if table < 256 else 0
+    body = _ROUTE.pack(family_, length, 0, 0, short, protocol, scope, _UNICAST, 0)
+    if length:
+        body += netlink.attribute(_R_DST, packed)
+    if via:
+        body += netlink.attribute(_R_GATEWAY, inet_pton(family_, via))
+    return body
 
 
 def rule(thing: model.Rule, *, put: bool) -> Message:
@@ -198,7 +209,7 @@ def rule(thing: model.Rule, *, put: bool) -> Message:
     lengths, body = [0, 0], b""
     for at, kind, cidr in ((0, _F_DST, thing.dst), (1, _F_SRC, thing.src)):
         if cidr:
-            packed, lengths[at] = _network(cidr)
+            _, lengths[at], packed = _network(cidr)
             body += netlink.attribute(kind, packed)
     short = thing.table if thing.table < 256 else 0
     head = _ROUTE.pack(_AF[thing.family], *lengths, 0, short, 0, 0, _TO_TABLE, 0)
@@ -213,9 +224,8 @@ def rule(thing: model.Rule, *, put: bool) -> Message:
 
 def neighbour(thing: model.Neighbour, index: int, *, put: bool) -> Message:
     """Set or remove a permanent neighbour entry."""
-    family_ = _AF[family(thing.ip)]
-    body = _NEIGHBOUR.pack(family_, index, _PERMANENT, 0, 0)
-    body += netlink.attribute(_N_DST, inet_pton(family_, thing.ip))
+    family_, _, packed = _network(thing.ip)
+    body = _NEIGHBOUR.pack(family_, index, _PERMANENT, 0, 0) + netlink.attribute(_N_DST, packed)
     if put:
         body += netlink.attribute(_N_MAC, bytes.fromhex(thing.mac.replace(":", "")))
         return Message(NEWNEIGH, netlink.ACK | netlink.CREATE | netlink.REPLACE, body)

@@ -120,3 +120,46 @@ def test_an_answer_to_somebody_elses_question_is_passed_over(
     thread.join()
 
     assert [each.link.name for each in rtnetlink.links([answered.data])] == ["mine"]
+
+
+def refusal(seq: int, code: int) -> bytes:
+    """NLMSG_ERROR with the head of the message it is about; code 0 acknowledges."""
+    return struct.pack("=IHHIIi", 36, netlink.ERROR, 0x100, seq, 0, -code) + bytes(16)
+
+
+def flags_of(datagram: bytes) -> list[int]:
+    return [frame.flags for frame in netlink.frames(datagram)]
+
+
+def test_the_last_alone_is_acknowledged_and_every_refusal_is_heard(
+    ends: tuple[Scripted, socket.socket],
+) -> None:
+    """The kernel tells a refusal also of what asked for no acknowledgement, in the messages' order."""
+    near, kernels = ends
+    sent: list[bytes] = []
+
+    def answer() -> None:
+        sent.append(kernels.recv(4096))
+        (first, *_) = (frame.seq for frame in netlink.frames(sent[0]))
+        kernels.send(refusal(first + 1, errno.ENODEV))
+        kernels.send(refusal(first + 2, 0))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    answers = channel.Channel(near).ask([rtnetlink.set_link(nth, up=True) for nth in (1, 2, 3)])
+    thread.join()
+
+    assert [each.refusal and each.refusal.code for each in answers] == [None, "ENODEV", None]
+    acknowledged = [bool(flags & netlink.ACK) for flags in flags_of(sent[0])]
+    assert acknowledged == [False, False, True]
+
+
+def test_a_question_that_is_passed_over_is_an_error(ends: tuple[Scripted, socket.socket]) -> None:
+    near, kernels = ends
+    thread = threading.Thread(target=lambda: kernels.send(refusal(asked(kernels) + 1, 0)))
+    thread.start()
+    with pytest.raises(OSError) as raised:
+        channel.Channel(near).ask([rtnetlink.find_link("x"), rtnetlink.set_link(1, up=True)])
+    thread.join()
+
+    assert raised.value.errno == errno.EPROTO
