@@ -96,7 +96,7 @@ class HostLoop:
 
     def _sysctls(self) -> None:
         """Set those that differ; what a read-only /proc/sys keeps from us is left to the launcher."""
-        wanted = nat.sysctls(self._primary) if self._primary else ()
+        wanted = nat.sysctls(self._primary, self.settings) if self._primary else ()
         differ = [each for each in wanted if host.sysctl(each.path) not in {each.value, None}]
         refused = [(each, why) for each in differ if (why := host.set_sysctl(each))]
         for each in differ:

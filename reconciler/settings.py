@@ -229,6 +229,11 @@ class Settings:
     tag, are taken for ours: pods are put on them, they are tagged, and detached and deleted once idle. False
     leaves them to their owner, unlike the VPC CNI, which takes them unless this is set to false there."""
 
+    disable_tcp_early_demux: bool = knob("DISABLE_TCP_EARLY_DEMUX", False, _flag)
+    """True sets net.ipv4.tcp_early_demux to 0, False to 1, as the VPC CNI's init container does. Off, a
+    packet for one of the node's own connections is routed before it finds its socket: what comes in by
+    another link than the one it is expected from (probes of pods behind branch interfaces) needs that."""
+
     cluster_name: str = knob("CLUSTER_NAME", "", _text)
     """The cluster's name, written as a tag on the interfaces we make."""
 

@@ -128,13 +128,18 @@ def table(
     )
 
 
-def sysctls(primary_link: str) -> tuple[model.Sysctl, ...]:
+def sysctls(primary_link: str, settings: knobs.Settings) -> tuple[model.Sysctl, ...]:
     """The node's sysctls that packets need.
 
     Loose reverse path filtering (RFC 3704) on the primary interface: what comes back there to a pod of
-    another interface, translated or through a NodePort, has its way out by that other interface.
+    another interface, translated or through a NodePort, has its way out by that other interface. And
+    whether the kernel looks for the socket of a segment before it is routed (ip-sysctl, tcp_early_demux),
+    written both ways: who turns the setting off again gets back what it was.
     """
-    return (model.Sysctl(f"ipv4/conf/{primary_link}/rp_filter", "2"),)
+    return (
+        model.Sysctl(f"ipv4/conf/{primary_link}/rp_filter", "2"),
+        model.Sysctl("ipv4/tcp_early_demux", "0" if settings.disable_tcp_early_demux else "1"),
+    )
 
 
 def networks(cidrs: Iterable[str]) -> tuple[Rule, ...]:

@@ -17,8 +17,6 @@ from tests.paths.test_paths_beyond import NODE, POD, leg, seen_as
 from tests.paths.town import INTERFACES, MARK, PORT, SETTINGS, Leg, Town
 
 CLUSTER_IP, SERVICE_PORT, NODE_PORT = "172.20.0.10", 8000, 30080
-WHERE = ("prng", "external")
-"""Modes of source translation that differ in what they do with a service."""
 
 
 @pytest.fixture(params=MODES)
@@ -53,7 +51,7 @@ def serve(
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-@pytest.mark.parametrize("mode", WHERE, indirect=True)
+@pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_an_endpoint_in_the_vpc_sees_the_pod_itself(
     town: Town, proxies: list[KubeProxy], interface: int
 ) -> None:
@@ -107,20 +105,24 @@ def test_an_endpoint_off_the_vpc_is_reached_as_if_it_were_called_directly(
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-@pytest.mark.parametrize("mode", WHERE, indirect=True)
+@pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_pod_reaches_itself_through_its_service(
     town: Town, proxies: list[KubeProxy], interface: int
 ) -> None:
     """kube-proxy masquerades it, or the pod would get a packet from itself."""
-    pod = town.pod(0, interface)
+    pod, one = town.pod(0, interface), town.node(0).address
     serve(proxies, pod.address)
-    name, seen = talk.ask(pod.netns, CLUSTER_IP, SERVICE_PORT)
-    assert (name, seen) == (pod.pod, town.node(0).address)
+    link = town.link(pod)
+    way = Leg(link, link, pod.address, CLUSTER_IP, one, pod.address, masqueraded=True)
+    for protocol in ("tcp", "udp"):
+        seen = town.walk(pod.netns, CLUSTER_IP, SERVICE_PORT, (0, way), protocol=protocol)
+        assert seen == (pod.pod, one)
+        assert town.ports_used(SERVICE_PORT) == set()
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
-@pytest.mark.parametrize("mode", WHERE, indirect=True)
+@pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_node_port_is_answered_by_the_interface_it_came_in_by(
     town: Town, proxies: list[KubeProxy], policy: Policy, interface: int
 ) -> None:
@@ -146,7 +148,7 @@ def test_a_node_port_is_answered_by_the_interface_it_came_in_by(
         assert town.ports_used(NODE_PORT) == {("igw", eni), (eni, "igw")}
 
 
-@pytest.mark.parametrize("mode", WHERE, indirect=True)
+@pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_node_port_of_policy_cluster_leads_to_another_nodes_pod(
     town: Town, proxies: list[KubeProxy]
 ) -> None:
@@ -168,7 +170,7 @@ def test_a_node_port_of_policy_cluster_leads_to_another_nodes_pod(
     assert seen == (pod.pod, one.address)
 
 
-@pytest.mark.parametrize("mode", WHERE, indirect=True)
+@pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_node_port_of_policy_local_without_a_pod_here_is_silent(
     town: Town, proxies: list[KubeProxy]
 ) -> None:
@@ -181,7 +183,7 @@ def test_a_node_port_of_policy_local_without_a_pod_here_is_silent(
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-@pytest.mark.parametrize("mode", WHERE, indirect=True)
+@pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_pod_calls_a_node_port_of_the_other_node(
     town: Town, proxies: list[KubeProxy], interface: int
 ) -> None:

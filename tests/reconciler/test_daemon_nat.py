@@ -215,9 +215,11 @@ def test_settings_that_change_change_the_table_and_what_is_remembered_stays(node
             AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS="198.51.100.0/24",
             AWS_EXTERNAL_SERVICE_CIDRS="203.0.113.0/24",
             AWS_VPC_CNI_NODE_PORT_SUPPORT="false",
+            DISABLE_TCP_EARLY_DEMUX="true",
         )
         live.until(lambda: f"snat to {node.address}\n" in nft(node, "list", "ruleset"), "the table")
         live.settle(node)
+        assert node.netns.sysctl("ipv4/tcp_early_demux") == "0"
         listed = nft(node, "list", "table", "ip", "vpcledger")
         assert "ip daddr 198.51.100.0/24 return" in listed
         assert "fib daddr . iif" not in listed
@@ -234,11 +236,13 @@ def test_settings_that_change_change_the_table_and_what_is_remembered_stays(node
             "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS",
             "AWS_EXTERNAL_SERVICE_CIDRS",
             "AWS_VPC_CNI_NODE_PORT_SUPPORT",
+            "DISABLE_TCP_EARLY_DEMUX",
         ):
             node.environment.pop(name, None)
         node.stop_daemon()
         node.start_daemon()
         live.settle(node)
     rules = node.netns.command("ip", "rule")
+    assert node.netns.sysctl("ipv4/tcp_early_demux") == "1"
     assert "1535:" not in rules
     assert "fwmark 0x100/0x100 lookup main" in rules

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,22 @@ def test_without_the_primary_interfaces_link_nothing_is_made_or_taken_away(host:
     host.door.node.command("ip", "link", "set", "eth0", "address", "02:aa:00:00:00:99")
     assert host.tick() == ["nat_waits"]
     assert host.nft("-a", "list", "ruleset") == listed
+
+
+def test_early_demux_is_what_the_setting_says_both_ways(host: Host) -> None:
+    """Off with DISABLE_TCP_EARLY_DEMUX, put right when somebody turns it on; without it on, actively."""
+    name = "ipv4/tcp_early_demux"
+    host.tick()
+    assert host.door.node.sysctl(name) == "1"
+    host.loop.settings = replace(host.door.settings, disable_tcp_early_demux=True)
+    host.tick()
+    assert host.door.node.sysctl(name) == "0"
+    host.door.node.sysctl(name, 1)
+    host.tick()
+    assert host.door.node.sysctl(name) == "0"
+    host.loop.settings = host.door.settings
+    host.tick()
+    assert host.door.node.sysctl(name) == "1"
 
 
 @pytest.fixture
