@@ -280,13 +280,24 @@ static uint32_t take_number(void) {
     return value;
 }
 
-/* Below /proc/sys/net stands what belongs to the namespace the writer is in. */
+/* Is that what the file says already? */
+static int says(int fd, const char *value, size_t size) {
+    char now[64];
+    ssize_t n = read(fd, now, sizeof now);
+    return n == (ssize_t)size + 1 && now[size] == '\n' && !memcmp(now, value, size);
+}
+
+/* Below /proc/sys/net stands what belongs to the namespace the writer is in. What is so already is not
+ * written: for some of it (forwarding) the kernel wants the lock that the daemon needs for other pods,
+ * and a writer that does not get it at once spins. */
 static void write_sysctl(int in_pod, const char *file, const char *value, size_t size) {
     int why = in_pod && setns(pod_netns, CLONE_NEWNET) < 0 ? errno : 0;
     if (!why) {
-        int fd = open(file, O_WRONLY | O_CLOEXEC);
+        int fd = open(file, O_RDWR | O_CLOEXEC);
         /* ENOENT, also of the write: no IPv6 here, or the link has just gone to a namesake. */
-        if ((fd < 0 || write(fd, value, size) != (ssize_t)size) && errno != ENOENT) why = errno;
+        if ((fd < 0 || (!says(fd, value, size) && pwrite(fd, value, size, 0) != (ssize_t)size)) &&
+            errno != ENOENT)
+            why = errno;
         if (fd >= 0) close(fd);
         if (in_pod && setns(own_netns, CLONE_NEWNET) < 0) why = errno;
     }

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, NoReturn
 
 from cni import untrusted
@@ -50,6 +51,9 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
 VERBS: Final = tuple(_REQUIRED)
 """What a call may ask for. (VERSION never gets here: the launcher answers it by itself.)"""
 _SINCE: Final = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+
+_KEPT_BYTES = 4096
+"""Configurations up to this size are loaded once; one with an earlier result in it is another each time."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _IFNAME_MAX = 15  # IFNAMSIZ less its NUL
@@ -194,7 +198,17 @@ def parse_args(text: str) -> dict[str, str]:
     return args
 
 
-def _load(stdin: bytes) -> dict[str, Any]:
+def _load(stdin: bytes) -> Mapping[str, Any]:
+    return _load_again(stdin) if len(stdin) <= _KEPT_BYTES else _load_new(stdin)
+
+
+@lru_cache(maxsize=32)
+def _load_again(stdin: bytes) -> Mapping[str, Any]:
+    """What was loaded before, for a runtime passes the same bytes with every pod; nobody changes it."""
+    return _load_new(stdin)
+
+
+def _load_new(stdin: bytes) -> Mapping[str, Any]:
     try:
         return untrusted.load_object(stdin, largest=MAX_STDIN)
     except ValueError as error:
@@ -205,7 +219,7 @@ def _load(stdin: bytes) -> dict[str, Any]:
         ) from None
 
 
-def _config(verb: str, raw: dict[str, Any]) -> Config:
+def _config(verb: str, raw: Mapping[str, Any]) -> Config:
     version = _version(raw)
     if VERSIONS.index(version) < VERSIONS.index(_SINCE.get(verb, VERSIONS[0])):
         raise CniError(
@@ -227,7 +241,7 @@ def _config(verb: str, raw: dict[str, Any]) -> Config:
     return Config(version, name, previous, raw)
 
 
-def _version(raw: dict[str, Any]) -> str:
+def _version(raw: Mapping[str, Any]) -> str:
     version = raw.get("cniVersion")
     if isinstance(version, str) and version in VERSIONS:
         return version
@@ -240,7 +254,7 @@ def _version(raw: dict[str, Any]) -> str:
     )
 
 
-def _attachments(raw: dict[str, Any]) -> frozenset[tuple[str, str]]:
+def _attachments(raw: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
     """GC's list. A list that is absent or null is refused: "none" and "not told" must not meet."""
     entries = raw.get(ATTACHMENTS_KEY)
     if not isinstance(entries, list):

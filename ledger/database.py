@@ -93,11 +93,13 @@ class Read:
 class Write(Read):
     """An open change: all of it becomes true, or none."""
 
-    __slots__ = ("durable",)
+    __slots__ = ("counted", "durable")
 
     def __init__(self, connection: sqlite3.Connection, durable: bool) -> None:
         super().__init__(connection)
         self.durable = durable
+        self.counted: dict[tuple[object, ...], Any] = {}
+        """What its writes have counted for those that follow in the same transaction."""
 
     def run(self, statement: Statement, **params: Any) -> sqlite3.Cursor:
         """Carry out a change; the cursor knows `rowcount` and `lastrowid`.

@@ -153,4 +153,10 @@ Index(
     addresses.c.family,
     sqlite_where=sql("released_at IS NULL"),
 )
+Index(
+    "addresses_of_prefix",
+    addresses.c.prefix,
+    addresses.c.rested_since,
+    sqlite_where=sql("state = 'assigned' AND prefix IS NOT NULL"),
+)
 Index("tombstones", addresses.c.released_at, sqlite_where=sql("released_at IS NOT NULL"))

@@ -1,49 +1,60 @@
 """Which free address a pod gets: the longest-rested of the fullest prefix of the fullest usable interface.
 
-What is full stays full, and the rest empties and can be given back. Two statements as a rule, both by
-indexes that do not grow with history. Holding the address does not belong here; see `leases`.
+What is full stays full, and the rest empties and can be given back. Few statements, all by indexes that
+do not grow with history; what they count is kept for the claims that share a transaction. Holding the
+address does not belong here; see `leases`.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, bindparam, func, literal_column, select
+import ipaddress
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+
+from sqlalchemy import ColumnElement, ScalarSelect, bindparam, func, literal_column, select
 
 from ledger import schema
-from ledger.database import Read, Statement
+from ledger.database import Statement, Write
 
 _leases, _addresses, _enis = schema.leases, schema.addresses, schema.enis
 _ONE: ColumnElement[int] = literal_column("1")
-_ZERO: ColumnElement[int] = literal_column("0")
 
 _held = (
     select(func.count())
     .select_from(_addresses)
     .where(
-        _addresses.c.eni_id == _enis.c.eni_id,
+        _addresses.c.eni_id == bindparam("eni_id"),
         _addresses.c.family == bindparam("family"),
         _addresses.c.released_at.is_(None),
     )
     .scalar_subquery()
 )
-_leased = (
-    select(func.count())
-    .select_from(_leases)
-    .where(
-        _leases.c.eni_id == _enis.c.eni_id,
-        _leases.c.family == bindparam("family"),
-        _leases.c.ended_at.is_(None),
+
+
+def _leased(eni_id: ColumnElement[str]) -> ScalarSelect[int]:
+    return (
+        select(func.count())
+        .select_from(_leases)
+        .where(
+            _leases.c.eni_id == eni_id,
+            _leases.c.family == bindparam("family"),
+            _leases.c.ended_at.is_(None),
+        )
+        .scalar_subquery()
     )
-    .scalar_subquery()
+
+
+_FULLEST = Statement(
+    select(_enis.c.eni_id)
+    .where(_enis.c.state == schema.word("usable"), _enis.c.managed == _ONE)
+    .order_by(_leased(_enis.c.eni_id).desc(), _enis.c.device)
 )
 # Every open lease has a live address row, so an interface without a surplus cannot have a free one.
-_FULLEST_WITH_ROOM = Statement(
-    select(_enis.c.eni_id)
-    .where(_enis.c.state == schema.word("usable"), _enis.c.managed == _ONE, _held > _leased)
-    .order_by(_leased.desc(), _enis.c.device)
-)
+_HAS_ROOM = Statement(select(_held > _leased(bindparam("eni_id"))))
 _held_address = _addresses.alias("held")
-_fullness = (
-    select(_held_address.c.prefix, func.count().label("leased"))
+_STARTED = Statement(
+    select(_held_address.c.prefix, func.count())
     .select_from(
         _leases.join(
             _held_address,
@@ -57,11 +68,8 @@ _fullness = (
         _held_address.c.prefix.is_not(None),
     )
     .group_by(_held_address.c.prefix)
-    .subquery("fullness")
 )
 _FREE = (
-    _addresses.c.eni_id == bindparam("eni_id"),
-    _addresses.c.family == bindparam("family"),
     _addresses.c.state == schema.word("assigned"),
     _addresses.c.cooling_until <= bindparam("now"),
     _addresses.c.absent_since.is_(None),
@@ -69,36 +77,112 @@ _FREE = (
     .where(_leases.c.address == _addresses.c.address, _leases.c.ended_at.is_(None))
     .exists(),
 )
-# By an index, and so at half the cost of the next: without prefix delegation nearly always enough.
-_LONGEST_RESTED_SINGLE = Statement(
-    select(_addresses.c.address)
-    .where(*_FREE, _addresses.c.prefix.is_(None))
-    .order_by(_addresses.c.rested_since)
+_OF_INTERFACE = (
+    _addresses.c.eni_id == bindparam("eni_id"),
+    _addresses.c.family == bindparam("family"),
 )
-# Full prefixes stay full, so that the others can be given back; within one the longest-rested first.
-_LONGEST_RESTED = Statement(
-    select(_addresses.c.address)
-    .select_from(_addresses.outerjoin(_fullness, _fullness.c.prefix == _addresses.c.prefix))
-    .where(*_FREE)
-    .order_by(
-        _addresses.c.prefix.is_(None) == bindparam("prefixes"),
-        func.coalesce(_fullness.c.leased, _ZERO).desc(),
-        _addresses.c.rested_since,
+_address = select(_addresses.c.address, _addresses.c.rested_since, _addresses.c.prefix).order_by(
+    _addresses.c.rested_since
+)
+_OF_NO_PREFIX = Statement(_address.where(*_OF_INTERFACE, *_FREE, _addresses.c.prefix.is_(None)))
+_OF_ANY_PREFIX = Statement(_address.where(*_OF_INTERFACE, *_FREE, _addresses.c.prefix.is_not(None)))
+# By the prefix's own index (the + keeps SQLite from the interface's), which ends with the rest: the
+# first that is free is the one.
+_OF_THIS_PREFIX = Statement(
+    _address.where(
+        *_FREE,
+        _addresses.c.prefix == bindparam("of_prefix"),
+        literal_column("+addresses.eni_id") == bindparam("eni_id"),
     )
 )
 
 
+_Key = dict[str, str | int]
+
+
 def longest_rested(
-    tx: Read, family: int, prefixes: bool, now: int
+    tx: Write, family: int, prefixes: bool, now: int
 ) -> tuple[str | None, str | None]:
-    """Such an address and its interface; None and None if there is none.
+    """Such an address and its interface, for a lease that is now to be made; None and None if there is none.
 
     `prefixes` says which kind comes first, the addresses of prefixes or single ones.
     """
-    for (eni_id,) in tx.all(_FULLEST_WITH_ROOM, family=family):
-        key = {"eni_id": eni_id, "family": family, "now": now}
-        found = None if prefixes else tx.one(_LONGEST_RESTED_SINGLE, **key)
-        found = found or tx.one(_LONGEST_RESTED, **key, prefixes=int(prefixes))
+    for eni_id in _interfaces(tx, family):
+        key: _Key = {"eni_id": eni_id, "family": family, "now": now}
+        found = _of_a_started(tx, key) if prefixes else None
+        if found is None and _has_room(tx, eni_id, family):
+            found = _of_any_kind(tx, key, prefixes)
         if found is not None:
-            return found[0], eni_id
+            return found, eni_id
     return None, None
+
+
+def forget(tx: Write) -> None:
+    """A lease came or went otherwise: what the transaction has counted so far is no longer so."""
+    tx.counted.clear()
+
+
+def _interfaces(tx: Write, family: int) -> list[str]:
+    """Those pods may be on, the fullest first; a claim makes that one fuller still, and the order stays."""
+    listed: list[str] | None = tx.counted.get(("interfaces", family))
+    if listed is None:
+        listed = [eni_id for (eni_id,) in tx.all(_FULLEST, family=family)]
+        tx.counted["interfaces", family] = listed
+    return listed
+
+
+def _has_room(tx: Write, eni_id: str, family: int) -> bool:
+    row = tx.one(_HAS_ROOM, eni_id=eni_id, family=family)
+    return row is not None and bool(row[0])
+
+
+def _of_any_kind(tx: Write, key: _Key, prefixes: bool) -> str | None:
+    if prefixes:
+        return _of_another(tx, key) or _single(tx, key)
+    return _single(tx, key) or _of_a_started(tx, key) or _of_another(tx, key)
+
+
+def _single(tx: Write, key: _Key) -> str | None:
+    row = tx.one(_OF_NO_PREFIX, **key)
+    return None if row is None else str(row[0])
+
+
+def _of_a_started(tx: Write, key: _Key) -> str | None:
+    """Of the fullest prefix that has one, so that others can be given back; among equals the longest-rested."""
+    started = _started(tx, key)
+    with_room = [(leased, prefix) for prefix, leased in started.items() if leased < _size(prefix)]
+    with_room.sort(reverse=True)
+    for leased, equals in groupby(with_room, key=itemgetter(0)):
+        found = [
+            tx.one(_OF_THIS_PREFIX, of_prefix=prefix, eni_id=key["eni_id"], now=key["now"])
+            for _, prefix in equals
+        ]
+        rested = min((row for row in found if row is not None), key=itemgetter(1), default=None)
+        if rested is not None:
+            started[rested[2]] = leased + 1
+            return str(rested[0])
+    return None
+
+
+def _of_another(tx: Write, key: _Key) -> str | None:
+    """Of a prefix without pods, for those with pods have none."""
+    row = tx.one(_OF_ANY_PREFIX, **key)
+    if row is None:
+        return None
+    _started(tx, key)[row[2]] = 1
+    return str(row[0])
+
+
+def _started(tx: Write, key: _Key) -> dict[str, int]:
+    """The interface's prefixes that pods are on, and how many."""
+    at = ("prefixes", key["eni_id"], key["family"])
+    counted: dict[str, int] | None = tx.counted.get(at)
+    if counted is None:
+        rows = tx.all(_STARTED, eni_id=key["eni_id"], family=key["family"])
+        counted = tx.counted[at] = dict(rows)
+    return counted
+
+
+@lru_cache(maxsize=1024)
+def _size(prefix: str) -> int:
+    return ipaddress.ip_network(prefix).num_addresses

@@ -196,6 +196,7 @@ def end(tx: Write, lease_id: int, reason: str, now: int, cooling_ms: int) -> mod
     row = tx.one(_END, id=lease_id, ended_at=now, reason=reason)
     if row is None:
         return None
+    choice.forget(tx)
     lease = rows.lease(row)
     if lease.address is not None:
         tx.run(_REST, of=lease.address, rested_since=now, cooling_until=now + cooling_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
@@ -161,6 +162,39 @@ def test_sysctls_are_written_each_in_its_namespace(
     assert (outcome.status, outcome.stdout) == (0, b"{}")
     assert (host.sysctl(path), pod.sysctl(path)) == ("1", "2")
     assert host.sysctl("ipv4/conf/lo/accept_local") == "1"
+
+
+def watched(path: str) -> int:
+    """A descriptor that tells of writes to the file (inotify(7), IN_MODIFY), for which Python has no words."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watching = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    if libc.inotify_add_watch(watching, path.encode(), 0x2) < 0:
+        raise OSError(ctypes.get_errno(), path)
+    return watching
+
+
+def written(watching: int) -> bool:
+    try:
+        return bool(os.read(watching, 4096))
+    except BlockingIOError:
+        return False
+
+
+@pytest.mark.netns
+def test_a_sysctl_that_is_so_already_is_not_written(
+    plugin: Plugin, serve: Serve, host: spaces.Netns
+) -> None:
+    """The kernel would take a lock for it that the daemon needs for other pods (addrconf_sysctl_forward)."""
+    path = "ipv4/conf/lo/rp_filter"
+    serve(replying(wire.Reply(stdout=b"{}", sysctls=(wire.Sysctl("host", path, "1"),))))
+    watching = host.run(watched, f"/proc/sys/net/{path}")
+    for before, expected in ((0, True), (1, False)):
+        host.sysctl(path, before)
+        written(watching)
+        assert plugin.call("ADD", host=host).status == 0
+        assert host.sysctl(path) == "1"
+        assert written(watching) is expected
+    os.close(watching)
 
 
 def test_a_sysctl_that_cannot_be_written_fails_the_call(plugin: Plugin, serve: Serve) -> None:
