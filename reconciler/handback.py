@@ -39,7 +39,9 @@ def hand_back(settings: knobs.Settings, clock: Callable[[], int]) -> Iterator[st
         _carry_out(hands, [actions.Put(twin) for twin in takeover.twins(ours)])
         _carry_out(hands, [actions.Remove(thing) for thing in reversed(ours)])
         yield f"{len(ours)} rules and routes are as the VPC CNI makes them"
-        host.place(settings.checkpoint, upstream.checkpoint(desired.leases))
+        files = upstream.checkpoints(settings.checkpoint, desired.leases, desired.enis)
+        for name, text in files:
+            host.place(name, text)
         held = [lease for lease in desired.leases if lease.address]
         yield f"{settings.checkpoint} names {len(held)} pods"
         with ledger.write(durable=True) as tx:

@@ -141,12 +141,12 @@ class World:
         self._serve()
 
     def per_eni(self) -> list[int]:
-        """How many addresses for pods each interface has, by device index."""
+        """How many addresses for pods each interface has, by network card and device index."""
         return [each.addresses for each in self.held()]
 
     def held(self) -> list[Held]:
-        """What each interface has, by device index."""
-        order = sorted(self.enis.values(), key=lambda each: each.device)
+        """What each interface has, by network card and device index."""
+        order = sorted(self.enis.values(), key=lambda each: (each.card, each.device))
         ips = Counter(a.eni_id for a in self.rows.values() if a.prefix is None)
         blocks = Counter(p.eni_id for p in self.prefixes.values())
         return [Held(ips[each.eni_id], blocks[each.eni_id]) for each in order]
@@ -194,7 +194,8 @@ class World:
         )
 
         def order(a: model.Address) -> tuple[int | bool | str, ...]:
-            eni = (-leased[a.eni_id], self.enis[a.eni_id].device)
+            on = self.enis[a.eni_id]
+            eni = (on.card, -leased[a.eni_id], on.device)
             other_kind = (a.prefix is None) == self.settings.prefix_delegation
             return (*eni, other_kind, -used[a.prefix or ""], a.rested_since, a.address)
 
@@ -203,7 +204,7 @@ class World:
     def _carry_out(self, action: actions.CloudAction) -> None:
         match action:
             case actions.CreateEni():
-                made = _interface(self._number())
+                made = _interface(self._number(), card=action.card)
                 self.enis[made.eni_id] = made
                 self.tags[made.eni_id] = dict(action.tags)
                 self._assign(made.eni_id, action.secondaries)
@@ -212,6 +213,7 @@ class World:
                 self._change(
                     action.eni_id,
                     device=action.device,
+                    card=action.card,
                     state="usable",
                     attachment_id=f"attach-{action.eni_id}",
                     attached_at=self.now,

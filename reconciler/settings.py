@@ -234,6 +234,11 @@ class Settings:
     packet for one of the node's own connections is routed before it finds its socket: what comes in by
     another link than the one it is expected from (probes of pods behind branch interfaces) needs that."""
 
+    multi_nic: bool = knob("ENABLE_MULTI_NIC", False, _boolean)
+    """Whether interfaces on network cards after the first are used, on instance types that have several. Each
+    such card then has a pool of its own that keeps one address free, and a pod that finds none on the first
+    card gets one there. False leaves those cards to others. A pod has one interface in either case."""
+
     cluster_name: str = knob("CLUSTER_NAME", "", _text)
     """The cluster's name, written as a tag on the interfaces we make."""
 

@@ -125,12 +125,13 @@ def leave_checkpoint(
     """
     with ledger.read() as tx:
         ours = reads.took_over(tx) or reads.ever_leased(tx)
-        leases = reads.open_leases(tx)
+        leases, enis = reads.open_leases(tx), reads.enis(tx)
     if (inheritance.allocations or inheritance.faults) and not ours:
         return
     trouble = ""
     try:
-        host.place(inheritance.checkpoint, upstream.checkpoint(leases))
+        for name, text in upstream.checkpoints(inheritance.checkpoint, leases, enis):
+            host.place(name, text)
     except OSError as failed:
         trouble = str(failed)
     with ledger.write() as tx:

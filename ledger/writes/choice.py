@@ -1,6 +1,6 @@
 """Which free address a pod gets: the longest-rested of the fullest prefix of the fullest usable interface.
 
-What is full stays full, and the rest empties and can be given back. Few statements, all by indexes that
+Of the first network card that has any. What is full stays full, and the rest empties and can be given back. Few statements, all by indexes that
 do not grow with history; what they count is kept for the claims that share a transaction. Holding the
 address does not belong here; see `leases`.
 """
@@ -48,7 +48,7 @@ def _leased(eni_id: ColumnElement[str]) -> ScalarSelect[int]:
 _FULLEST = Statement(
     select(_enis.c.eni_id)
     .where(_enis.c.state == schema.word("usable"), _enis.c.managed == _ONE)
-    .order_by(_leased(_enis.c.eni_id).desc(), _enis.c.device)
+    .order_by(_enis.c.card, _leased(_enis.c.eni_id).desc(), _enis.c.device)
 )
 # Every open lease has a live address row, so an interface without a surplus cannot have a free one.
 _HAS_ROOM = Statement(select(_held > _leased(bindparam("eni_id"))))

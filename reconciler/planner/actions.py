@@ -78,6 +78,8 @@ class CreateEni:
     secondaries: int
     tags: tuple[tuple[str, str], ...] = ()
     prefixes: int = 0
+    card: int = 0
+    """The network card it is meant for; EC2 hears of it when it is attached."""
 
 
 @dataclass(frozen=True, slots=True)

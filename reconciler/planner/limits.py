@@ -26,6 +26,10 @@ class Limits:
     cards: tuple[int, ...]
     hypervisor: Literal["nitro", "xen", "metal"]
 
+    def on(self, card: int) -> int:
+        """The most interfaces on that network card; 0 for one that the type has not."""
+        return self.cards[card] if 0 <= card < len(self.cards) else 0
+
     @property
     def slots(self) -> int:
         """Secondary addresses per interface: what pods can have, for no pod has a primary address."""

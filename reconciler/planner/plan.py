@@ -39,14 +39,17 @@ def primary_link(desired: model.Desired, observed: model.ObservedKernel) -> str:
 def eni_links(desired: model.Desired, observed: model.ObservedKernel) -> dict[str, model.Link]:
     """The link of each interface that should be wired, found by MAC (by interface id)."""
     by_mac = {link.mac: link for link in observed.links if link.mac and not wiring.ours(link)}
-    return {
-        eni.eni_id: by_mac[eni.mac] for eni in desired.enis if _is_wired(eni) and eni.mac in by_mac
-    }
+    return {eni.eni_id: by_mac[eni.mac] for eni in _wired(desired) if eni.mac in by_mac}
 
 
-def _is_wired(eni: model.Eni) -> bool:
-    """Is it one whose link we set up? One that carries pods."""
-    return eni.managed and eni.state in WIRED and eni.kind in stock.CARRYING
+def _wired(desired: model.Desired) -> list[model.Eni]:
+    """Those whose links we set up: that carry pods, or did and became somebody else's with pods alive."""
+    used = {lease.eni_id for lease in desired.leases}
+    return [
+        eni
+        for eni in desired.enis
+        if (eni.managed or eni.eni_id in used) and eni.state in WIRED and eni.kind in stock.CARRYING
+    ]
 
 
 def kernel(
@@ -58,14 +61,11 @@ def kernel(
     notes: list[actions.Note] = []
     wanted: list[model.KernelObject] = [*wiring.host(settings, desired.installed)]
     links = eni_links(desired, observed)
-    for eni in desired.enis:
-        if _is_wired(eni):
-            if eni.eni_id in links:
-                wanted += wiring.eni(eni, links[eni.eni_id].name, settings)
-            else:
-                notes.append(
-                    actions.Note("eni_not_seen", f"{eni.eni_id} has no link with {eni.mac}")
-                )
+    for eni in _wired(desired):
+        if eni.eni_id in links:
+            wanted += wiring.eni(eni, links[eni.eni_id].name, settings)
+        else:
+            notes.append(actions.Note("eni_not_seen", f"{eni.eni_id} has no link with {eni.mac}"))
     rows = [row.thing for row in desired.installed if row.owner_kind == "lease"]
     present = {link.name for link in observed.links}
     present |= {thing.name for thing, _ in drift.misnamed(rows, observed)}

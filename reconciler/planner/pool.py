@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from ledger import model
 from reconciler import settings as knobs
-from reconciler.planner import actions, limits, regain, release, stock, tags, targets, upkeep
+from reconciler.planner import actions, cards, limits, regain, release, stock, tags, targets, upkeep
 
 Steps = tuple[actions.CloudStep, ...]
 Notes = tuple[actions.Note, ...]
@@ -34,26 +34,29 @@ class Capacity:
 
 
 def capacity(desired: model.Desired, settings: knobs.Settings, limit: limits.Limits) -> Capacity:
-    """Read from the ledger alone. `enis` are those pods may use, `max_addresses` all their slots.
+    """Read from the ledger alone. `enis` are those pods may use on any card, `max_addresses` all their slots.
 
     `could_grow` is true too for addresses on their way and for those on interfaces not yet usable;
     calls that failed and cooling addresses are left to the caller, who knows the time.
     """
     prefixed = targets.prefixed(settings, limit)
-    held = stock.count(desired, model.Unknown("not asked", 0), 0, prefixed=prefixed)
-    most = limit.slots * (stock.PREFIX_SIZE if prefixed else 1)
-    usable = max(targets.most_enis(settings, limit) - (held.enis - _ours(held)), 0)
-    arriving = any(
-        h.eni.state != "usable" and len(h.leased) < len(h.addresses) for h in held.holdings
-    )
-    room = any(h.occupied < limit.slots for h in held.holdings)
-    grow = arriving or room or held.coming > 0 or held.enis < targets.most_enis(settings, limit)
-    return Capacity(usable * most, usable, grow, "growing" if grow else "node_full")
+    usable, grow = 0, False
+    for card in cards.used(desired, settings, limit):
+        held = stock.count(desired, model.Unknown("not asked", 0), 0, prefixed=prefixed, card=card)
+        most = targets.most_enis(settings, limit, card)
+        usable += max(most - (held.enis - _ours(held)), 0)
+        arriving = any(
+            h.eni.state != "usable" and len(h.leased) < len(h.addresses) for h in held.holdings
+        )
+        room = any(h.occupied < limit.slots for h in held.holdings)
+        grow |= arriving or room or held.coming > 0 or held.enis < most
+    each = limit.slots * (stock.PREFIX_SIZE if prefixed else 1)
+    return Capacity(usable * each, usable, grow, "growing" if grow else "node_full")
 
 
 def _ours(held: stock.Stock) -> int:
     asked = [call for call in held.under_way if isinstance(call, actions.CreateEni)]
-    return len(held.holdings) + len(asked)
+    return len(held.holdings) + sum(call.card == held.card for call in asked)
 
 
 def cloud_steps(
@@ -75,24 +78,57 @@ def cloud_steps(
     node = desired.node
     if node is None or not any(eni.primary for eni in desired.enis):
         return (), (actions.Note("starting", "this node's own interface is not known yet"),)
-    held = stock.count(desired, observed, now, prefixed=targets.prefixed(settings, limit))
+    steps: list[actions.CloudStep] = []
+    notes: list[actions.Note] = []
+    waiting = None  # all of them; for the next card those that this one cannot serve
+    used = cards.used(desired, settings, limit)
+    view = _View(cards.rehomed(desired, used), node, observed, last, now, keeps_enis)
+    prefixed = targets.prefixed(settings, limit)
+    for card in used:
+        held = stock.count(
+            view.desired, observed, now, prefixed=prefixed, card=card, waiting=waiting
+        )
+        planned, why, waiting = _card(view, held, cards.targets_of(card, settings), limit)
+        steps += planned
+        notes += why
+    return tuple(sorted(steps, key=lambda s: _ORDER[s.lane])), tuple(notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What every card's plan is made of."""
+
+    desired: model.Desired
+    node: model.Node
+    observed: model.ObservedCloud | model.Unknown
+    last: model.ObservedCloud | None
+    now: int
+    keeps_enis: bool
+
+
+def _card(
+    view: _View, held: stock.Stock, settings: knobs.Settings, limit: limits.Limits
+) -> tuple[Steps, Notes, int]:
+    """One card's steps and why, and how many waiting pods find no room on it."""
+    desired, now = view.desired, view.now
     want = _missing(held, settings, limit)
     notes = [_summary(held, want)]
-    steps = [*regain.regain(held, desired, last), *_attach(held, node, settings, limit)]
-    grown, why = _grow(held, node, settings, limit, want, now)
+    steps = [
+        *regain.regain(held, desired, view.last),
+        *_attach(held, view.node, settings, limit),
+    ]
+    grown, why, unserved = _grow(held, view.node, settings, limit, want, now)
     steps += grown
     notes += why
-    steps += upkeep.upkeep(held, desired, last, settings)
+    steps += upkeep.upkeep(held, desired, view.last, settings)
     gives = [*release.finish(desired, held), *release.unattachable(held, settings, limit)]
     # Growth, barred for now or not yet complete, and giving back exclude each other.
     if not (want or held.waiting or held.coming or held.loose):
-        gives += release.surplus(held, settings, limit, now, keeps_enis=keeps_enis)
+        gives += release.surplus(held, settings, limit, now, keeps_enis=view.keeps_enis)
     elif want and not grown:  # what is on its way out may be what takes the room
         gives += release.leaving(held, targets.prefixed(settings, limit), now)
-    backed, doubts = release.confirmed(gives, observed)
-    steps += backed
-    notes += doubts
-    return tuple(sorted(steps, key=lambda s: _ORDER[s.lane])), tuple(notes)
+    backed, doubts = release.confirmed(gives, view.observed)
+    return (*steps, *backed), (*notes, *doubts), unserved
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +162,7 @@ def _summary(held: stock.Stock, want: Missing) -> actions.Note:
         f"{held.ready} ready, {cooling} cooling; {held.coming} on their way, "
         f"{held.waiting} pods wait, {want.amount} missing"
     )
-    return actions.Note("pool", text)
+    return actions.Note("pool", f"card {held.card}: {text}" if held.card else text)
 
 
 def _grow(
@@ -136,8 +172,11 @@ def _grow(
     limit: limits.Limits,
     missing: Missing,
     now: int,
-) -> tuple[Steps, Notes]:
-    """Fill the fullest interfaces that have room, each by one call, then make new ones."""
+) -> tuple[Steps, Notes, int]:
+    """Fill the fullest interfaces that have room, each by one call, then make new ones.
+
+    The number is of waiting pods that all of this leaves unserved.
+    """
     steps: list[actions.CloudStep] = []
     want, unserved = missing.amount, held.unserved
     size = stock.PREFIX_SIZE if missing.prefixes else 1
@@ -160,17 +199,19 @@ def _grow(
             amount = min(amount, fits, -(-unserved // size))
         if want > 0 and amount > 0 and held.may(verb.__name__, each.eni.eni_id):
             step(verb(each.eni.eni_id, amount), amount)
-    places = targets.most_enis(settings, limit) - held.enis
+    places = targets.most_enis(settings, limit, held.card) - held.enis
     if want > 0 and places > 0 and (hindered := _hindered(held, node, missing)):
-        return tuple(steps), (hindered,)
+        return tuple(steps), (hindered,), unserved
     while want > 0 and places > 0:
         amount = limit.slots if whole else min(want, limit.slots)
-        step(_create(node, amount, missing, settings, now), amount)
+        created = _create(node, amount, missing, settings, now)
+        step(dataclasses.replace(created, card=held.card), amount)
         places -= 1
     if want > 0:
         text = f"{want} {'prefixes' if missing.prefixes else 'addresses'} more would not fit"
-        return tuple(steps), (actions.Note("node_full", f"{text} on this node"),)
-    return tuple(steps), ()
+        where = f"network card {held.card}" if held.card else "this node"
+        return tuple(steps), (actions.Note("node_full", f"{text} on {where}"),), unserved
+    return tuple(steps), (), unserved
 
 
 def _fits(held: stock.Stock, subnet_id: str, missing: Missing) -> int | None:
@@ -187,7 +228,8 @@ def _fullest(each: stock.Holding) -> tuple[bool, int, int, str]:
 
 def _hindered(held: stock.Stock, node: model.Node, missing: Missing) -> actions.Note | None:
     """Why no interface can be made though there is a place for one; None if one can."""
-    if any(isinstance(call, actions.CreateEni | actions.AttachEni) for call in held.doubtful):
+    verbs = actions.CreateEni | actions.AttachEni
+    if any(isinstance(call, verbs) and call.card == held.card for call in held.doubtful):
         return actions.Note("growing", "whether a new interface was made is not known yet")
     if _fits(held, node.subnet_id, missing) is not None:
         return actions.Note("subnet_full", f"{node.subnet_id} has no room; tried again later")
@@ -222,11 +264,11 @@ def _attach(
     taken = held.devices | held.barred.devices
     lane: actions.Lane = "pod" if held.waiting else "warm"
     for each in held.loose:
-        if len(taken) >= targets.most_enis(settings, limit):
+        if len(taken) >= targets.most_enis(settings, limit, held.card):
             return
         if held.touches(each.eni.eni_id) or not held.may("AttachEni", each.eni.eni_id):
             continue
         device = next(index for index in range(1, len(taken) + 2) if index not in taken)
         taken |= {device}
-        action = actions.AttachEni(each.eni.eni_id, node.instance_id, device)
+        action = actions.AttachEni(each.eni.eni_id, node.instance_id, device, held.card)
         yield actions.CloudStep(action, lane, "made for this node and not attached yet")

@@ -31,6 +31,8 @@ def regain(
         seen = shown.get(eni.eni_id)
         if not eni.managed or eni.state not in stock.SERVING or seen is None:
             continue
+        if eni.card != held.card:
+            continue
         gone = [
             a
             for a in desired.addresses

@@ -25,7 +25,7 @@ MIN_AGE_MS: Final = 60_000
 def finish(desired: model.Desired, held: stock.Stock) -> Iterator[actions.CloudStep]:
     """Interfaces whose removal was begun: `draining` is to be detached, `detaching` to be deleted."""
     for eni in desired.enis:
-        if not eni.managed or eni.primary or held.touches(eni.eni_id):
+        if not eni.managed or eni.primary or held.touches(eni.eni_id) or eni.card != held.card:
             continue
         if eni.state == "draining" and eni.attachment_id:
             if held.may("DetachEni", eni.eni_id):
@@ -41,7 +41,7 @@ def unattachable(
     held: stock.Stock, settings: knobs.Settings, limit: limits.Limits
 ) -> Iterator[actions.CloudStep]:
     """Interfaces that were made and find no place, because somebody else took the last one."""
-    if len(held.devices) < targets.most_enis(settings, limit):
+    if len(held.devices) < targets.most_enis(settings, limit, held.card):
         return
     for each in held.loose:
         if not each.busy and held.may("DeleteEni", each.eni.eni_id):

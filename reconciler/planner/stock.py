@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ledger import model
-from reconciler import errors
-from reconciler.planner import actions, notation
+from reconciler.planner import actions, barred, notation
 
 SERVING: Final = frozenset({"created", "attaching", "attached", "usable"})
 """Interfaces whose addresses pods have or will have; the others are on their way out."""
@@ -29,8 +28,6 @@ PREFIX_SIZE: Final = 16
 """Addresses of a /28."""
 
 _UNDER_WAY: Final = frozenset({"planned", "sent", "unknown"})
-_WHOLE_ACTION: Final = frozenset({"throttled", "ec2_denied", "ec2_down"})
-"""Reasons that would meet the same action for any interface."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,40 +85,8 @@ def whole(some: tuple[model.Address, ...], of: tuple[model.Address, ...]) -> tup
 
 
 @dataclass(frozen=True, slots=True)
-class Barred:
-    """What calls that failed forbid until their time comes."""
-
-    operations: frozenset[str] = frozenset()
-    subjects: frozenset[tuple[str, str]] = frozenset()
-    subnets: tuple[tuple[str, int], ...] = ()
-    """Full subnets, with the number of addresses that one of them had not."""
-    blocks: tuple[tuple[str, int], ...] = ()
-    """Subnets without free /28 blocks, with the number of blocks that one of them had not."""
-    devices: frozenset[int] = frozenset()
-    """Device indexes that turned out to be taken."""
-
-    def bars(self, operation: str, subject: str) -> bool:
-        """True if the operation must not be tried on the subject now."""
-        return operation in self.operations or (operation, subject) in self.subjects
-
-    def room_in(self, subnet_id: str) -> int | None:
-        """How many addresses may still be tried in a full subnet (0: none); None if it is not full."""
-        return _half(self.subnets, subnet_id)
-
-    def blocks_in(self, subnet_id: str) -> int | None:
-        """How many prefixes may still be tried in a subnet without free blocks; None if it has some."""
-        return _half(self.blocks, subnet_id)
-
-
-def _half(short: tuple[tuple[str, int], ...], subnet_id: str) -> int | None:
-    """Half of the least that was refused; None if nothing was."""
-    missing = [count for subnet, count in short if subnet == subnet_id]
-    return min(missing) // 2 if missing else None
-
-
-@dataclass(frozen=True, slots=True)
 class Stock:
-    """The counts behind a plan: IPv4 addresses for pods on the default card, of the kind that counts.
+    """The counts behind a plan: IPv4 addresses for pods on one network card, of the kind that counts.
 
     With prefix delegation that is the addresses of prefixes, and single ones as well while the subnet
     has no blocks; without it single addresses alone.
@@ -131,13 +96,13 @@ class Stock:
     under_way: tuple[actions.CloudAction, ...]
     doubtful: tuple[actions.CloudAction, ...]
     """Those of `under_way` whose reply was lost."""
-    barred: Barred
+    barred: barred.Barred
     enis: int
-    """Interfaces that take a place on the default card, foreign and coming ones included."""
+    """Interfaces that take a place on the card, foreign and coming ones included."""
     devices: frozenset[int]
-    """Device indexes of the default card in use or asked for."""
+    """Device indexes of the card in use or asked for."""
     waiting: int
-    """Pods that wait for an address."""
+    """Pods that wait for an address of this card's."""
     total: int
     leased: int
     ready: int
@@ -147,6 +112,8 @@ class Stock:
     """Prefixes that no pod uses, those on their way included."""
     fallback: bool = False
     """Single addresses stand in for prefixes: the subnet has no free blocks now."""
+    card: int = 0
+    """The network card's index."""
 
     @property
     def spare(self) -> int:
@@ -179,11 +146,16 @@ def count(
     now: int,
     *,
     prefixed: bool = False,
+    card: int = 0,
+    waiting: int | None = None,
 ) -> Stock:
-    """Count it. An observation only ever adds: what it shows and the ledger does not know takes room."""
-    barred = _barred(desired, now)
+    """Count one card. An observation only ever adds: what it shows and the ledger does not know takes room.
+
+    `waiting` are pods that wait for this card; None: all that wait.
+    """
+    bars = barred.of(desired, now, card)
     home = desired.node.subnet_id if desired.node else ""
-    fallback = prefixed and barred.blocks_in(home) == 0
+    fallback = prefixed and bars.blocks_in(home) == 0
     under_way = _actions(i for i in desired.intents if i.state in _UNDER_WAY)
     seen = {} if isinstance(observed, model.Unknown) else {o.eni.eni_id: o for o in observed.enis}
     leased = frozenset(lease.address for lease in desired.leases if lease.address) | frozenset(
@@ -192,25 +164,33 @@ def count(
     enis = [eni for eni in desired.enis if eni.state != "gone"]
     known = {eni.eni_id for eni in enis}
     strangers = [o.eni for o in seen.values() if o.eni.eni_id not in known and o.eni.device >= 0]
-    on_card = [eni for eni in (*enis, *strangers) if eni.card == 0]
+    on_card = [eni for eni in (*enis, *strangers) if eni.card == card]
     holdings = tuple(
         _holding(eni, desired, seen.get(eni.eni_id), leased, under_way, prefixed, fallback)
         for eni in sorted(on_card, key=lambda e: (not e.primary, e.device < 0, e.device, e.eni_id))
         if eni.eni_id in known and eni.managed and eni.kind in CARRYING and eni.state in SERVING
     )
-    asked = [call for call in under_way if isinstance(call, actions.CreateEni)]
+    asked = [
+        call for call in under_way if isinstance(call, actions.CreateEni) and call.card == card
+    ]
+    if waiting is None:
+        waiting = sum(
+            lease.state == "waiting" and not lease.address and lease.family == 4
+            for lease in desired.leases
+        )
     return Stock(
         holdings=holdings,
         under_way=under_way,
         doubtful=_actions(i for i in desired.intents if i.state == "unknown"),
-        barred=barred,
+        barred=bars,
         enis=len(on_card) + len(asked),
         devices=frozenset(eni.device for eni in on_card if eni.device >= 0)
-        | frozenset(call.device for call in under_way if isinstance(call, actions.AttachEni)),
-        waiting=sum(
-            lease.state == "waiting" and not lease.address and lease.family == 4
-            for lease in desired.leases
+        | frozenset(
+            call.device
+            for call in under_way
+            if isinstance(call, actions.AttachEni) and call.card == card
         ),
+        waiting=waiting,
         total=sum(len(h.addresses) for h in holdings),
         leased=sum(len(h.leased) for h in holdings),
         ready=sum(len(h.ready(now)) for h in holdings),
@@ -227,6 +207,7 @@ def count(
             if isinstance(call, actions.AssignPrefixes)
         ),
         fallback=fallback,
+        card=card,
     )
 
 
@@ -284,40 +265,4 @@ def _holding(
         busy=any(getattr(call, "eni_id", None) == eni.eni_id for call in under_way)
         or any(lease.eni_id == eni.eni_id for lease in desired.leases if lease.state != "ended")
         or any(a.state != "assigned" or a.address in leased for a in rows),
-    )
-
-
-def _barred(desired: model.Desired, now: int) -> Barred:
-    """What failed and may not be tried again yet, as narrow as EC2's reason allows."""
-    operations: set[str] = set()
-    subjects: set[tuple[str, str]] = set()
-    subnets: list[tuple[str, int]] = []
-    blocks: list[tuple[str, int]] = []
-    devices: set[int] = set()
-    subnet_of = {eni.eni_id: eni.subnet_id for eni in desired.enis}
-    for intent in desired.intents:
-        if intent.state != "failed" or intent.retry_at <= now:
-            continue
-        action = notation.action(intent)
-        reason = errors.from_ec2(intent.error.partition(":")[0], intent.error).reason
-        if reason in _WHOLE_ACTION:
-            operations.add(intent.operation)
-        elif reason == "subnet_full" and isinstance(action, actions.AssignPrefixes):
-            blocks.append((subnet_of.get(action.eni_id, ""), action.count))
-        elif reason == "subnet_full" and isinstance(action, actions.CreateEni) and action.prefixes:
-            blocks.append((action.subnet_id, action.prefixes))
-        elif reason == "subnet_full" and isinstance(action, actions.CreateEni):
-            subnets.append((action.subnet_id, action.secondaries + 1))
-        elif reason == "subnet_full" and isinstance(action, actions.AssignAddresses):
-            subnets.append((subnet_of.get(action.eni_id, ""), action.count))
-        elif isinstance(action, actions.AttachEni) and "device index" in intent.error:
-            devices.add(action.device)
-        else:
-            subjects.add((intent.operation, intent.subject))
-    return Barred(
-        frozenset(operations),
-        frozenset(subjects),
-        tuple(subnets),
-        tuple(blocks),
-        frozenset(devices),
     )

@@ -11,9 +11,10 @@ from reconciler import settings as knobs
 from reconciler.planner import limits, stock
 
 
-def most_enis(settings: knobs.Settings, limit: limits.Limits) -> int:
-    """The most interfaces on the default card: MAX_ENI within the type's limit."""
-    return limit.enis if settings.max_eni is None else min(settings.max_eni, limit.enis)
+def most_enis(settings: knobs.Settings, limit: limits.Limits, card: int = 0) -> int:
+    """The most interfaces on a network card: MAX_ENI, which holds for each, within the type's limit."""
+    most = limit.on(card)
+    return most if settings.max_eni is None else min(settings.max_eni, most)
 
 
 def prefixed(settings: knobs.Settings, limit: limits.Limits) -> bool:

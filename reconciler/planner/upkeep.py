@@ -28,6 +28,8 @@ def upkeep(
         eni = ours.get(each.eni.eni_id)
         if eni is None or eni.kind == "trunk" or eni.state not in stock.SERVING:
             continue
+        if eni.card != held.card:
+            continue
         yield from _tags(held, desired.node, each, settings)
         if not eni.primary:  # its groups are where the others' come from
             yield from _groups(held, desired.node, each)

@@ -134,7 +134,7 @@ class Ec2:
             found = list(self._describe(*((name, (value,)) for name, value in filters)))
         except by_name.Failed as failed:
             return model.Unknown(str(failed), at)
-        seen = tuple(interfaces.observed(raw, "", self._node) for raw in found)
+        seen = tuple(interfaces.observed(raw, "", self._node, self._settings) for raw in found)
         return model.ObservedCloud(at, "ec2", seen)
 
     def apply(self, action: actions.CloudAction, token: str) -> actions.Outcome:
@@ -203,7 +203,7 @@ class Ec2:
         parameters = interfaces.create_parameters(action, token)
         raw = self._call("CreateNetworkInterface", **parameters)["NetworkInterface"]
         made = self._observed(raw)
-        eni = dataclasses.replace(made.eni, managed=True)
+        eni = dataclasses.replace(made.eni, managed=True, card=action.card)
         return {
             "eni": dataclasses.asdict(eni),
             "addresses": list(made.addresses),
@@ -245,8 +245,8 @@ class Ec2:
     # ----------------------------------------------------------------------- the calls
 
     def _observed(self, raw: Json) -> model.ObservedEni:
-        cidr, untagged = self._subnet_cidr(raw["SubnetId"]), self._settings.manage_untagged
-        return interfaces.observed(raw, cidr, self._node, untagged=untagged)
+        cidr = self._subnet_cidr(raw["SubnetId"])
+        return interfaces.observed(raw, cidr, self._node, self._settings)
 
     def _subnet_cidr(self, subnet_id: str) -> str:
         """A subnet's IPv4 block never changes, so it is asked for once."""

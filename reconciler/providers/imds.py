@@ -39,6 +39,7 @@ class Imds:
             url.hostname, url.port or 80, timeout=TIMEOUT_S
         )
         self._prefix = url.path.rstrip("/") + "/latest/"
+        self._multi_nic = settings.multi_nic
         self._token: str | None = None
 
     def observe(self) -> tuple[model.Node, model.ObservedCloud] | model.Unknown:
@@ -93,6 +94,7 @@ class Imds:
         only_efa = not addresses and self._get(here + "ipv6s") is None
         prefixes = (self._get(here + "ipv4-prefix") or "").split()
         device = 0 if mac == primary_mac else int(self._need(here + "device-number"))
+        card = int(self._get(here + "network-card") or 0)
         eni = model.Eni(
             eni_id=eni_id,
             mac=mac,
@@ -100,10 +102,11 @@ class Imds:
             subnet_cidr=self._get(here + "subnet-ipv4-cidr-block") or "",
             primary_ip=addresses[0] if addresses else "",
             device=device,
-            card=int(self._get(here + "network-card") or 0),
+            card=card,
             kind="efa-only" if only_efa else "interface",
             primary=mac == primary_mac,
-            managed=mac == primary_mac or len(addresses) > 1 or bool(prefixes),
+            managed=mac == primary_mac
+            or ((card == 0 or self._multi_nic) and (len(addresses) > 1 or bool(prefixes))),
             state="attached",
         )
         return model.ObservedEni(eni, tuple(addresses[1:]), tuple(prefixes))

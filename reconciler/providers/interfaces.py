@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from ledger import model
+from reconciler import settings as knobs
 from reconciler.planner import actions, tags
 
 _STATES: Final[dict[str, model.EniState]] = {
@@ -24,16 +25,13 @@ Json = dict[str, Any]
 
 
 def observed(
-    raw: Json, subnet_cidr: str, node: model.Node, *, untagged: bool = False
+    raw: Json, subnet_cidr: str, node: model.Node, settings: knobs.Settings
 ) -> model.ObservedEni:
-    """One entry of DescribeNetworkInterfaces or CreateNetworkInterface's answer.
-
-    `untagged`: one that is attached here and says nothing of whose it is, is ours.
-    """
+    """One entry of DescribeNetworkInterfaces or CreateNetworkInterface's answer."""
     labels = {tag["Key"]: tag["Value"] for tag in raw.get("TagSet", ())}
     private = raw.get("PrivateIpAddresses", ())
     return model.ObservedEni(
-        eni=_eni(raw, labels, subnet_cidr, node, untagged),
+        eni=_eni(raw, labels, subnet_cidr, node, settings),
         addresses=tuple(a["PrivateIpAddress"] for a in private if not a.get("Primary")),
         prefixes=tuple(p["Ipv4Prefix"] for p in raw.get("Ipv4Prefixes", ())),
         tags=labels,
@@ -44,7 +42,7 @@ def observed(
 
 
 def _eni(
-    raw: Json, labels: dict[str, str], subnet_cidr: str, node: model.Node, untagged: bool
+    raw: Json, labels: dict[str, str], subnet_cidr: str, node: model.Node, settings: knobs.Settings
 ) -> model.Eni:
     attachment = raw.get("Attachment", {})
     attached_at = attachment.get("AttachTime")
@@ -61,7 +59,12 @@ def _eni(
         card=card,
         kind=raw.get("InterfaceType", "interface"),
         primary=primary,
-        managed=primary or (here and _managed(labels, node, untagged and device >= 0)),
+        managed=primary
+        or (
+            here
+            and (card == 0 or settings.multi_nic)
+            and _managed(labels, node, settings.manage_untagged and device >= 0)
+        ),
         state=_STATES[attachment.get("Status", "detached")],
         attachment_id=attachment.get("AttachmentId"),
         delete_on_termination=attachment.get("DeleteOnTermination", False),

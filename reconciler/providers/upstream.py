@@ -39,6 +39,21 @@ def observe(checkpoint: str, cache: str) -> model.Inheritance:
     return model.Inheritance(checkpoint, tuple((cached | found).values()), tuple(faults))
 
 
+def checkpoints(
+    first: str, leases: Iterable[model.Lease], enis: Iterable[model.Eni]
+) -> Iterator[tuple[str, str]]:
+    """Each network card's file and its text: the first card's, and those that have a lease or a file."""
+    card_of = {eni.eni_id: eni.card for eni in enis}
+    by_card: dict[str, list[model.Lease]] = {first: []}
+    by_card |= {str(path): [] for path in _checkpoints(Path(first))}
+    for lease in leases:
+        card = card_of.get(lease.eni_id or "", 0)
+        name = f"{first.removesuffix('.json')}-nic-{card}.json" if card else first
+        by_card.setdefault(name, []).append(lease)
+    for name, held in by_card.items():
+        yield name, checkpoint(held)
+
+
 def checkpoint(leases: Iterable[model.Lease]) -> str:
     """The checkpoint's text, as the VPC CNI v1.19 to v1.23 reads it at its start."""
     rows = [

@@ -114,3 +114,32 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     row = ROW | {"allocationTimestamp": stamp}
     row["metadata"] = ROW["metadata"] | {"interfacesCount": 1}
     assert json.loads(text) == {"version": "vpc-cni-ipam/1", "allocations": [row]}
+
+
+def test_each_network_card_has_its_own_file_and_one_that_emptied_is_written_empty(
+    tmp_path: Path,
+) -> None:
+    """The VPC CNI drops an allocation that is not in the file of its card."""
+    first, second = tmp_path / "ipam.json", tmp_path / "ipam-nic-1.json"
+    enis = [
+        model.Eni(
+            f"eni-{card}", f"0a:00:00:00:00:0{card}", "subnet-1", "10.0.0.0/24", "", card=card
+        )
+        for card in (0, 1)
+    ]
+    leases = [
+        model.Lease(n, f"c{n}", "eth0", "aws-cni", "/ns", "active", f"10.0.{n}.7", f"eni-{n}")
+        for n in (0, 1)
+    ]
+    for held in (leases, leases[:1]):
+        for name, text in upstream.checkpoints(str(first), held, enis):
+            Path(name).write_text(text)
+        [one] = json.loads(first.read_text())["allocations"]
+        assert one["ipv4"] == "10.0.0.7"
+        two = json.loads(second.read_text())["allocations"]
+        assert [each["ipv4"] for each in two] == [lease.address for lease in held[1:]]
+        found = upstream.observe(str(first), str(tmp_path / "none"))
+        assert len(found.allocations) == len(held)
+    first.unlink()
+    second.unlink()
+    assert [name for name, _ in upstream.checkpoints(str(first), leases[:1], enis)] == [str(first)]

@@ -233,8 +233,8 @@ class Machine:
 
     def plug(self, eni: dict[str, Any]) -> None:
         """EC2 attaches this interface (in its own shape): a link appears."""
-        device = eni["Attachment"]["DeviceIndex"]
-        self.kernel.plug(device, eni["MacAddress"], up=device == 0)
+        card, device = (eni["Attachment"][key] for key in ("NetworkCardIndex", "DeviceIndex"))
+        self.kernel.plug(100 * card + device, eni["MacAddress"], up=(card, device) == (0, 0))
 
     # ------------------------------------------------------------------ the fuse
 

@@ -16,10 +16,10 @@ from tests.stories.test_found import told
 TAG = "node.k8s.amazonaws.com/instance_id"
 
 
-def attach(node: Scene, device: int, card: int = 0, **more: Any) -> str:
-    """Somebody attaches an interface with one secondary address: its id."""
+def attach(node: Scene, device: int, card: int = 0, *, plain: bool = True, **more: Any) -> str:
+    """Somebody attaches an interface, with one secondary address if it is a plain one: its id."""
     primary = node.cloud.interfaces_of(node.ec2.node)[0]
-    asked = {"SecondaryPrivateIpAddressCount": 1} | more
+    asked = ({"SecondaryPrivateIpAddressCount": 1} if plain else {}) | more
     made = node.operator(
         "CreateNetworkInterface",
         SubnetId=primary["SubnetId"],
@@ -69,3 +69,26 @@ def test_an_untagged_interface_is_used_and_given_up_only_if_the_setting_says_so(
         assert (node.cloud.get("interface", theirs) is None) == manage
         if not manage:
             assert named(node, theirs) == []
+
+
+def test_pods_of_an_interface_that_changes_hands_keep_their_way() -> None:
+    """no_manage appears while pods live on it: no new pod, no call, and its routes stay until they are gone."""
+    settings = knobs.Settings(warm_ip_target=1, ip_cooldown_ms=0)
+    with told(instance_type="t3.small", settings=settings) as node:
+        node.runtime.want(5)
+        node.settle()
+        second = next(eni for eni in node.machine.desired().enis if not eni.primary)
+        before = {str(t) for t in node.machine.kernel.things.values() if "table=2" in str(t)}
+        assert before
+        node.operator(
+            "CreateTags",
+            Resources=[second.eni_id],
+            Tags=[{"Key": "node.k8s.amazonaws.com/no_manage", "Value": "true"}],
+        )
+        node.machine.cloud_loop.look_again()
+        node.machine.rung.add("cloud")
+        node.pass_(60)
+        assert not next(e for e in node.machine.desired().enis if not e.primary).managed
+        assert {
+            str(t) for t in node.machine.kernel.things.values() if "table=2" in str(t)
+        } == before

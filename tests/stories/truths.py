@@ -116,7 +116,7 @@ def _pods_are_routed(
 def _free_is_ours(desired: model.Desired, held: dict[str, dict[str, Any]]) -> None:
     """I3: what the next pod could be given is assigned to that interface in EC2 at this moment."""
     usable = {eni.eni_id for eni in desired.enis if eni.state == "usable" and eni.managed}
-    primaries = {eni["PrivateIpAddress"] for eni in held.values()}
+    primaries = {eni.get("PrivateIpAddress") for eni in held.values()}
     for each in desired.addresses:
         if each.state != "assigned" or each.leased or each.absent_since is not None:
             continue
