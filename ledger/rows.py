@@ -103,6 +103,12 @@ def thing(kind: str, spec: str) -> model.KernelObject:
     return _KINDS[kind](**json.loads(spec))
 
 
+def keep(there: int) -> None:
+    """So many objects there are: what is kept beyond twice that many is of pods that have gone."""
+    if thing.cache_info().currsize > 2 * there + _KEPT_AT_LEAST:
+        thing.cache_clear()
+
+
 def spec(thing: model.KernelObject) -> str:
     """The whole of a kernel object as JSON."""
     return _encode({name: getattr(thing, name) for name in _FIELDS[type(thing)]})
@@ -113,6 +119,7 @@ def place(thing: model.KernelObject, owner: str) -> str:
     return f"pod:{owner}" if getattr(thing, "where", "host") == "pod" else "host"
 
 
+_KEPT_AT_LEAST = 256
 _FIELDS_OF_ENI = tuple(field.name for field in fields(model.Eni))
 _FIELDS_OF_INTENT = tuple(field.name for field in fields(model.Intent))
 _FIELDS_OF_NODE = tuple(field.name for field in fields(model.Node))

@@ -247,13 +247,15 @@ class Counts:
 
 def desired(tx: Read, now: int) -> model.Desired:
     """All a plan needs, in one snapshot: live rows, open intents and those that back off."""
+    installed = tuple(map(rows.installed, tx.all(_INSTALLED)))
+    rows.keep(len(installed))
     return model.Desired(
         node=node(tx),
         enis=tuple(map(rows.eni, tx.all(_ENIS))),
         prefixes=tuple(model.Prefix(*row) for row in tx.all(_PREFIXES)),
         addresses=tuple(map(rows.address, tx.all(_ADDRESSES))),
         leases=open_leases(tx),
-        installed=tuple(map(rows.installed, tx.all(_INSTALLED))),
+        installed=installed,
         intents=tuple(map(rows.intent, tx.all(_INTENTS, now=now))),
         took_over=took_over(tx),
         scheduling=scheduling(tx),

@@ -97,6 +97,8 @@ def _observe(at: channel.Channel, where: model.Where) -> model.ObservedKernel | 
         routes = at.dump(rtnetlink.dump(rtnetlink.GETROUTE))
         rules = at.dump(rtnetlink.dump(rtnetlink.GETRULE)) if where == "host" else []
         neighbours = at.dump(rtnetlink.dump(rtnetlink.GETNEIGH)) if where == "pod" else []
+        if where == "host":
+            rtnetlink.keep(len(found))
     except OSError as failed:
         return _unknown(failed)
     return model.ObservedKernel(

@@ -70,6 +70,7 @@ _VETH = netlink.text(_I_KIND, "veth")
 _AF = {4: int(AF_INET), 6: int(AF_INET6)}
 _FAMILY = {int(AF_INET): 4, int(AF_INET6): 6}
 _EVERYTHING = {4: "0.0.0.0", 6: "::"}
+_KEPT_AT_LEAST = 256
 
 
 class Found(NamedTuple):
@@ -250,6 +251,13 @@ def dump(kind: int, version: int = 4) -> Message:
 def links(datagrams: list[bytes]) -> list[Found]:
     """The links of a dump."""
     return [_link(body) for body in _each(datagrams, NEWLINK)]
+
+
+def keep(links_there: int) -> None:
+    """So many links there are: what is kept beyond twice their messages is of pods that have gone."""
+    for reader, each in ((_link, 1), (_oif, 4), (_route, 4), (_rule, 3)):
+        if reader.cache_info().currsize > 2 * each * links_there + _KEPT_AT_LEAST:
+            reader.cache_clear()
 
 
 def shows_mac(datagram: bytes, mac: str) -> bool:

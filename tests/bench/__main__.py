@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import busy, figures, plots, rivals, stopwatch
+from tests.bench import busy, ec2calls, figures, plots, rivals, stopwatch
 from tests.lab import spaces, world
 from tests.lab.node import Node
 from tests.lab.whole import Lab
@@ -30,8 +30,9 @@ CASES: dict[Callable[[figures.Bench], Iterator[figures.Figure]], tuple[str, ...]
     figures.sequential: ("add_p50_vs_ptp", "add_p50_vs_floor", "del_p50_vs_ptp"),
     figures.rate: ("add_rate30_vs_ptp", "del_rate30_vs_ptp"),
     figures.crowded: ("add_p50_250_vs_10", "add_p50_1000_vs_10", "observe_1000_vs_recv"),
-    figures.memory: ("rss_mib",),
+    figures.memory: ("rss_mib", "rss_last_vs_first"),
     figures.start: ("start_to_add_s",),
+    ec2calls.ec2_calls: ("ec2_calls_vs_upstream",),
 }
 """Which case measures which figures."""
 
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
             return 2
         spaces.enter([sys.executable, "-m", "tests.bench", *argv])
     try:
-        wanted = {"rss_mib"} if args.soak else set(args.only or names)
+        wanted = set(CASES[figures.memory]) if args.soak else set(args.only or names)
         found = measure(wanted, quick=args.quick, soak=SOAK if args.soak else 0)
     except stopwatch.BenchError as failed:
         sys.stderr.write(f"{failed}\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ledger import database, model, reads, writes
+from ledger import database, model, reads, rows, writes
 from tests.ledger import node
 
 THINGS: tuple[model.KernelObject, ...] = (
@@ -93,3 +93,19 @@ def test_namesakes_are_other_leases_with_the_same_host_link(ledger: database.Led
         writes.plan_installed(tx, "lease", str(old.id), (link,), 1)
         assert reads.namesakes(tx, "eniweb0", new.id) == (old.id,)
         assert reads.namesakes(tx, "eniweb0", old.id) == ()
+
+
+def test_what_is_kept_of_objects_follows_how_many_there_are(ledger: database.Ledger) -> None:
+    """A node on which ten thousand pods came and went, ten at a time, remembers ten pods' objects."""
+    rows.thing.cache_clear()
+    most = 0
+    for turn in range(50):
+        with ledger.write() as tx:
+            writes.forget_owner_installed(tx, "lease", str(turn), turn)
+            things = [model.Route(f"10.{turn}.0.{n}/32", "eni1") for n in range(30)]
+            writes.plan_installed(tx, "lease", str(turn + 1), things, turn)
+        with ledger.read() as tx:
+            assert len(reads.desired(tx, turn).installed) == 30
+        most = max(most, rows.thing.cache_info().currsize)
+
+    assert 30 <= most < 50 * 30 / 2

@@ -234,3 +234,20 @@ def test_a_descriptor_that_is_no_netlink_socket_is_refused() -> None:
     one, two = socket.socketpair()
     with one, two, pytest.raises(OSError, match="not a NETLINK_ROUTE socket"):
         channel.Channel.handed(one.fileno())
+
+
+def test_what_is_kept_of_messages_follows_how_many_links_there_are() -> None:
+    """Ten pods at a time, ten thousand in all: what those that went looked like is forgotten."""
+    readers = (rtnetlink._link, rtnetlink._route, rtnetlink._oif, rtnetlink._rule)
+    for reader in readers:
+        reader.cache_clear()
+    most = 0
+    for turn in range(100):
+        for pod in range(10):
+            rule = model.Rule(512, 254, dst=f"10.0.{turn}.{pod}/32", protocol=201)
+            data = netlink.pack([rtnetlink.rule(rule, put=True)], 1)
+            assert list(rtnetlink.rules([data])) == [rule]
+        rtnetlink.keep(10)
+        most = max(most, *(reader.cache_info().currsize for reader in readers))
+
+    assert 10 <= most < 100 * 10 / 2

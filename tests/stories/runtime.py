@@ -64,6 +64,11 @@ class Runtime:
             self._let_go(self.wanted.pop(name))
         self.delete_all()
 
+    def leave(self, name: str) -> None:
+        """Delete this pod."""
+        self._let_go(self.wanted.pop(name))
+        self.delete_all()
+
     def replace(self, count: int) -> None:
         """A StatefulSet's update: the new sandbox of a pod may come before the old one's DEL."""
         for name in self.rng.sample(sorted(self.wanted), min(count, len(self.wanted))):
