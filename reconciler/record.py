@@ -23,8 +23,11 @@ EC2_TROUBLE = ("throttled", "subnet_full", "node_full", "ec2_denied", "ec2_error
 """Reasons that a refused call may have; see `calm`."""
 BACKOFF_DEFAULT_MS = 2_000
 BACKOFF_MOST_MS = 120_000
-BACKOFF_FORGETS_MS = 5 * BACKOFF_MOST_MS
-"""A refusal longer ago than this does not make the next pause longer."""
+BLOCKS_MOST_MS = 1_800_000
+"""The longest pause of a call for /28s in a subnet that has none: single addresses stand in, so nobody
+waits, and a fragmented subnet may stay so for ever."""
+FORGOTTEN_AFTER = 5
+"""A refusal longer ago than so many longest pauses does not make the next pause longer."""
 
 
 def intend(tx: database.Write, step: actions.CloudStep, now: int) -> model.Intent:
@@ -158,15 +161,24 @@ def _failed(
     """EC2 said no: nothing happened there, so what was taken out of use comes back."""
     reason = errors.from_ec2(outcome.error, outcome.text).reason
     first = BACKOFF_MS.get(reason, BACKOFF_DEFAULT_MS)
-    since = now - BACKOFF_FORGETS_MS
-    before, until = reads.refused_in_a_row(tx, intent.operation, intent.subject, since)
+    most = (
+        BLOCKS_MOST_MS if reason == "subnet_full" and _asks_for_blocks(action) else BACKOFF_MOST_MS
+    )
+    since = now - FORGOTTEN_AFTER * most
+    before, until = reads.last_pause(tx, intent.operation, intent.subject, since)
     if until > now:  # half as much was tried at once, for a pod that waits: one refusal, one pause
         retry_at = max(until, now + first)
     else:
-        retry_at = now + min(first * 2 ** min(before, 6), BACKOFF_MOST_MS)
+        retry_at = now + min(max(first, 2 * before), most)
     writes.intent_failed(tx, intent.id, outcome.error, outcome.text, retry_at, now)
     writes.open_finding(tx, reason, intent.operation, f"{outcome.error}: {outcome.text}", now)
     _take_back(tx, action, now)
+
+
+def _asks_for_blocks(action: actions.CloudAction) -> bool:
+    return isinstance(action, actions.AssignPrefixes) or (
+        isinstance(action, actions.CreateEni) and action.prefixes > 0
+    )
 
 
 def _take_back(tx: database.Write, action: actions.CloudAction, now: int) -> None:

@@ -47,7 +47,7 @@ def no_address(tx: database.Read, settings: knobs.Settings, now: int) -> NoAddre
     if limit is None:
         detail = f"the type {desired.node.instance_type} is not in the table of instance types"
         return NoAddress(errors.TryLater("starting", detail), may_come=False)
-    refused = [i for i in desired.intents if i.state == "failed" and i.operation in GROWTH]
+    refused = [i for i in desired.intents if i.state == "failed" and _is_growth(i)]
     if refused:
         return _backing_off(refused[-1], now)
     capacity = pool.capacity(desired, settings, limit)
@@ -62,6 +62,14 @@ def no_address(tx: database.Read, settings: knobs.Settings, now: int) -> NoAddre
         return NoAddress(errors.TryLater(cordon.CORDONED), may_come=False)
     detail = f"{capacity.max_addresses} addresses on {capacity.enis} interfaces, all leased"
     return NoAddress(errors.Full("node_full", detail), may_come=False)
+
+
+def _is_growth(intent: model.Intent) -> bool:
+    """One that was refused for want of free /28s is none: single addresses are asked for in their place."""
+    blocks = intent.operation == "AssignPrefixes" or bool(intent.arguments.get("prefixes"))
+    code, _, text = intent.error.partition(": ")
+    no_room = blocks and errors.from_ec2(code, text).reason == "subnet_full"
+    return intent.operation in GROWTH and not no_room
 
 
 def _backing_off(intent: model.Intent, now: int) -> NoAddress:

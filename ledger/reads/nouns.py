@@ -428,16 +428,16 @@ def next_retry_at(tx: Read, now: int) -> int | None:
     return None if row is None else row[0]
 
 
-def refused_in_a_row(tx: Read, operation: str, subject: str, since: int) -> tuple[int, int]:
-    """How often this call was refused at `since` (ms) or later without having been done in between.
+def last_pause(tx: Read, operation: str, subject: str, since: int) -> tuple[int, int]:
+    """How long (ms) this call's last pause is and until when (ms) it lasts, for refusals at `since` or later.
 
-    Those of one pause count once. Also until when (ms) the last pause lasts, 0 if there was none.
+    Calls refused within a pause share it. 0 and 0 if there was none, or if it has been done since.
     """
-    times, until = 0, 0
+    began, until = 0, 0
     for created_at, retry_at in tx.all(_REFUSED, operation=operation, subject=subject, since=since):
-        times += created_at >= until
+        began = created_at if created_at >= until else began
         until = max(until, retry_at)
-    return times, until
+    return until - began, until
 
 
 def late_delete(tx: Read, container_id: str, ifname: str) -> int | None:

@@ -1,8 +1,8 @@
 """Which free address a pod gets: the longest-rested of the fullest prefix of the fullest usable interface.
 
-Of the first network card that has any. What is full stays full, and the rest empties and can be given back. Few statements, all by indexes that
-do not grow with history; what they count is kept for the claims that share a transaction. Holding the
-address does not belong here; see `leases`.
+Of the first network card that has any. What is full stays full, and the rest empties and can be given
+back. Few statements, all by indexes that do not grow with history; what they count is kept for the claims
+that share a transaction. Holding the address does not belong here; see `leases`.
 """
 
 from __future__ import annotations

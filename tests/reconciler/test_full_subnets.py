@@ -32,15 +32,21 @@ def fill(lab: Lab, leave: int) -> list[str]:
     return taken
 
 
-def test_status_says_so_before_the_third_refusal_and_a_restart_keeps_the_pause(lab: Lab) -> None:
-    """Two addresses are left for pods; EC2 is not asked again while the pause lasts, whoever asks us."""
+@pytest.mark.parametrize("prefixes", ["false", "true"])
+def test_status_says_so_before_the_third_refusal_and_a_restart_keeps_the_pause(
+    lab: Lab, prefixes: str
+) -> None:
+    """Two addresses are left for pods; EC2 is not asked again while the pause lasts, whoever asks us.
+
+    With prefixes too: no /28 is left, and the single addresses in their place are used up.
+    """
     node, kubelet = lab.nodes[0], lab.kubelets[0]
     fill(lab, leave=2)
     with pytest.raises(lab.ec2.exceptions.ClientError, match="InsufficientFreeAddressesInSubnet"):
         lab.ec2.create_network_interface(
             SubnetId=lab.fabric.primary(node.instance)["SubnetId"], SecondaryPrivateIpAddressCount=2
         )
-    node.start_daemon(WARM_IP_TARGET="1", VPCLEDGER_ADD_WAIT="2")
+    node.start_daemon(WARM_IP_TARGET="1", VPCLEDGER_ADD_WAIT="2", ENABLE_PREFIX_DELEGATION=prefixes)
     pods = [kubelet.start(f"web-{n}") for n in range(2)]
     assert pods[0].ping(pods[1].address)
     first = live.refused(kubelet, "third")

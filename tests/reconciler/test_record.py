@@ -148,6 +148,28 @@ def test_the_pause_grows_with_each_refusal_up_to_two_minutes(
     assert seen == pauses
 
 
+@pytest.mark.parametrize(
+    "action",
+    [
+        actions.AssignPrefixes("eni-1", 1),
+        actions.CreateEni("subnet-1", ("sg-1",), "d", 0, prefixes=1),
+    ],
+)
+def test_a_subnet_without_blocks_is_tried_ever_less_often_and_stays_so(
+    door: Door, action: actions.CloudAction
+) -> None:
+    """Half a minute, then doubled up to half an hour, for as many hours as it takes."""
+    pauses = []
+    for _ in range(12):
+        answered(door, action, "InsufficientCidrBlocks", "no")
+        with door.ledger.read() as tx:
+            retry_at = reads.next_retry_at(tx, door.now)
+        assert retry_at is not None
+        pauses.append((retry_at - door.now) // 1_000)
+        door.now = retry_at
+    assert pauses == [30, 60, 120, 240, 480, 960, *[1_800] * 6]
+
+
 def test_tries_for_fewer_within_a_pause_are_one_refusal(door: Door) -> None:
     """A subnet had not four, nor two, nor one: one pause for the three, and the next is twice as long."""
     for pause in (30_000, 60_000, 120_000):

@@ -136,6 +136,42 @@ def test_a_refused_call_is_the_reason_until_its_pause_is_over(ledger: database.L
     assert after.error.reason == "growing"
 
 
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        ("AssignPrefixes", {"eni_id": "eni-0", "count": 1}),
+        (
+            "CreateEni",
+            {
+                "subnet_id": "subnet-1",
+                "security_groups": [],
+                "description": "",
+                "secondaries": 0,
+                "prefixes": 2,
+            },
+        ),
+    ],
+)
+def test_a_prefix_that_was_refused_for_want_of_blocks_is_no_reason_for_a_pod(
+    ledger: database.Ledger, operation: str, arguments: dict[str, object]
+) -> None:
+    """A single address comes in its place; if that is refused as well, that is the reason."""
+    node(ledger, 2)
+    lease(ledger, 2)
+    prefix = asked_of_ec2(ledger, operation, "eni-0", **arguments)
+    with ledger.write(durable=True) as tx:
+        writes.intent_failed(tx, prefix.id, "InsufficientCidrBlocks", "none", NOW + 900_000, NOW)
+    on = {"ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "1"}
+    said = why(ledger, NOW + 1, **on)
+    assert (said.error.reason, said.may_come) == ("growing", True)
+    single = asked_of_ec2(ledger, "AssignAddresses", "eni-0", eni_id="eni-0", count=1)
+    with ledger.write(durable=True) as tx:
+        code = "InsufficientFreeAddressesInSubnet"
+        writes.intent_failed(tx, single.id, code, "none", NOW + 30_000, NOW)
+    said = why(ledger, NOW + 1, **on)
+    assert (said.error.reason, said.may_come, said.intent_id) == ("subnet_full", False, single.id)
+
+
 def test_a_refused_removal_is_nobodys_reason_to_wait(ledger: database.Ledger) -> None:
     """It bars no growth: a pod is held until the pool has grown."""
     node(ledger, 1, 1)
