@@ -29,18 +29,19 @@ def until(seen: Callable[[], object], what: str, patience: float = PATIENCE_S) -
         time.sleep(0.05)
 
 
-def same(left: Callable[[], object], right: Callable[[], object], what: str) -> None:
-    """Wait until two views of one thing agree; the last of each are told when they do not."""
-    last: list[object] = []
+def same(left: Callable[[], set[Any]], right: Callable[[], set[Any]], what: str) -> None:
+    """Wait until two views of one thing agree; in which they still differ is told when they do not."""
+    differ: list[set[Any]] = [set(), set()]
 
     def agree() -> bool:
-        last[:] = [left(), right()]
-        return last[0] == last[1]
+        one, other = left(), right()
+        differ[:] = [one - other, other - one]
+        return one == other
 
     try:
         until(agree, what)
-    except AssertionError:
-        assert last[0] == last[1], what
+    except AssertionError as late:
+        raise AssertionError(f"{late}; only there: {differ[0]}, only here: {differ[1]}") from None
 
 
 def rows(node: Node, sql: str) -> list[dict[str, Any]]:
