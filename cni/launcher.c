@@ -2,7 +2,8 @@
  * with the pod's namespace and a netlink socket inside it; its answer comes back as our own.
  *
  * A deletion is never lost: with nobody at home it is written to the spool, flushed to the disk,
- * and reported as done. Nothing here waits for ever, and every error tells what to do, as JSON.
+ * and reported as done; where the disk takes nothing, to a spool beside the socket, which lasts as
+ * long as the sandboxes do. Nothing here waits for ever, and every error tells what to do, as JSON.
  * What the words mean, and everything else that can be decided elsewhere, does not belong here;
  * the frames are described in wire.py, the specification's rules are in spec.py.
  */
@@ -347,7 +348,7 @@ static int have_folder(const char *path) {
 }
 
 /* Put the request's body into the open file and its name into the spool, all of it on the disk. */
-static int keep(int fd, const char *temporary, const char *final) {
+static int keep(int fd, const char *spool, const char *temporary, const char *final) {
     struct stat s;
     const char *at = request.at + BODY, *end = request.at + request.size;
     while (at < end) {
@@ -355,32 +356,41 @@ static int keep(int fd, const char *temporary, const char *final) {
         if (n <= 0) return 0;
         at += n;
     }
-    return !stat(spool_path, &s) && !fchown(fd, s.st_uid, s.st_gid) && !fsync(fd) &&
-           !rename(temporary, final) && flush_folder(spool_path);
+    return !stat(spool, &s) && !fchown(fd, s.st_uid, s.st_gid) && !fsync(fd) &&
+           !rename(temporary, final) && flush_folder(spool);
 }
 
-/* Keep the deletion for the daemon's return; 0 with errno if that cannot be done. */
-static int spool(void) {
+/* Keep the deletion in that spool for the daemon's return; 0 if that cannot be done. */
+static int keep_in(const char *spool) {
     char folder[PATH_MAX], temporary[PATH_MAX + 80], final[PATH_MAX + 80], name[64];
     struct timespec t;
     int fd = -1;
-    if (snprintf(folder, sizeof folder, "%s/tmp", spool_path) >= (int)sizeof folder)
-        return errno = ENAMETOOLONG, 0;
+    if (snprintf(folder, sizeof folder, "%s/tmp", spool) >= (int)sizeof folder) return 0;
     if (!have_folder(folder)) return 0;
     clock_gettime(CLOCK_REALTIME, &t);
     for (int n = 0; fd < 0; n++) { /* another pid namespace may have our number */
         snprintf(name, sizeof name, "%lld-%d-%d.del", t.tv_sec * 1000000000LL + t.tv_nsec,
                  (int)getpid(), n);
         snprintf(temporary, sizeof temporary, "%s/%s", folder, name);
-        snprintf(final, sizeof final, "%s/%s", spool_path, name);
+        snprintf(final, sizeof final, "%s/%s", spool, name);
         fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (fd < 0 && errno != EEXIST) return 0;
     }
-    int done = keep(fd, temporary, final), why = errno;
+    int done = keep(fd, spool, temporary, final);
     if (!done) unlink(temporary);
     close(fd);
-    errno = why;
     return done;
+}
+
+/* Keep the deletion where it lasts; else in memory, beside the socket, where it outlives a daemon and not
+ * a boot, nor does its sandbox. If nothing can be written anywhere the daemon finds the sandbox gone by
+ * looking: an error would keep the pod from ending, and nothing from being lost. */
+static void spool(void) {
+    char beside[PATH_MAX];
+    strcpy(beside, socket_path);
+    char *name = strrchr(beside, '/') + 1;
+    size_t room = (size_t)(beside + sizeof beside - name);
+    if (!keep_in(spool_path) && snprintf(name, room, "spool") < (int)room) keep_in(beside);
 }
 
 /* ------------------------------------------------------------------------------------- main */
@@ -394,10 +404,7 @@ static _Noreturn void without_daemon(const struct verb *verb, int why) {
     if (!container || !*container || !ifname || !*ifname)
         fail(INVALID_ENV, "Set CNI_CONTAINERID and CNI_IFNAME.", "DEL does not say of what");
     if (pod_netlink >= 0) set_number(FLAGS, 0); /* a file carries no descriptors */
-    if (!spool())
-        fail(IO_FAILURE, "Make room there or start the daemon; the deletion must be tried again.",
-             "the daemon is away and the deletion cannot be kept in %s: %s", spool_path,
-             strerror(errno));
+    spool();
     exit(0);
 }
 

@@ -7,6 +7,9 @@ taken in twice. A file leaves the spool only after its deletion is recorded else
     <unix ns>-<pid>-<n>.del    a request body (see wire)
     tmp/                       files the launcher has not finished
     bad/                       files nobody could read, each with a .reason
+
+There are two such folders: one on the disk, and one in memory beside the socket, for when the disk takes
+nothing. What order they are taken in is of no importance.
 """
 
 from __future__ import annotations
@@ -34,6 +37,11 @@ class Deletion:
     container_id: str
     ifname: str
     request: wire.Request
+
+    @property
+    def sandbox(self) -> tuple[str, str]:
+        """Whose: container id and interface."""
+        return self.container_id, self.ifname
 
 
 class UnreadableError(Exception):

@@ -43,3 +43,7 @@ class Call:
         Returns at once; what the socket does not take now, the server's thread sends later.
         """
         self._end(self, wire.encode_reply(reply))
+
+    def give_back(self) -> None:
+        """End the call without a reply, as a daemon that dies would: the launcher keeps a deletion then."""
+        self._end(self, b"")

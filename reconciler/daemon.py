@@ -137,11 +137,12 @@ def prepare_folders(settings: knobs.Settings) -> None:
 
     Files may be root's after a look with `vpcledger sql` while the daemon was down.
     """
-    for folder in (settings.state_dir, settings.spool_dir, settings.run_dir):
+    folders = (settings.state_dir, settings.run_dir, *settings.spool_dirs)
+    for folder in folders:
         Path(folder).mkdir(mode=0o755, parents=True, exist_ok=True)
     if os.getuid() != 0 or settings.uid == 0:
         return
-    for folder in (settings.state_dir, settings.spool_dir, settings.run_dir):
+    for folder in folders:
         os.chown(folder, settings.uid, settings.uid)
         for each in os.scandir(folder):
             if each.is_file(follow_symlinks=False) or each.is_dir(follow_symlinks=False):
@@ -162,6 +163,7 @@ class Daemon:
         self.ledger, self.settings, self.publisher = book, settings, publisher
         self.inheritance = inheritance
         self.boot_id = host.boot_id(settings.boot_id_path)
+        self.spools = tuple(map(Path, settings.spool_dirs))
         self.kernel = kernel.Kernel()
         self.nftables = host_loop.hands()
         self.cloud = cloud.Cloud(settings)
@@ -232,9 +234,7 @@ class Daemon:
     def start(self) -> None:
         """Recover, open the door, then start everything that may be slow or down."""
         recovery.tell_of_damage(self.ledger, clock)
-        recovery.first_minute(
-            self.ledger, self.loop, self.boot_id, Path(self.settings.spool_dir), clock
-        )
+        recovery.first_minute(self.ledger, self.loop, self.boot_id, self.spools, clock)
         self.server.start()
         log.info("serving on %s", self.settings.socket_path)
         for lane in self._lanes():
@@ -314,10 +314,9 @@ class Daemon:
 
     def _take_spool_in(self) -> frozenset[tuple[str, str]]:
         """Between two calls, for a deletion must not overtake an addition that is at work."""
-        folder = Path(self.settings.spool_dir)
-        if not spool.may_wait(folder):
+        if not any(map(spool.may_wait, self.spools)):
             return frozenset()
-        return recovery.take_spool_in(self.ledger, self.loop, folder, clock)
+        return recovery.take_spools_in(self.ledger, self.loop, self.spools, clock)
 
     def _tick_waits(self) -> int | None:
         self.server.run(self.verbs.retry_waiting)

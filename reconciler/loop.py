@@ -246,11 +246,23 @@ class Loop:
             self.reap_soon()
         return refused
 
-    def end_lease(self, lease: model.Lease, reason: str) -> None:
-        """End one lease; TryLater, with the lease still open, if the kernel refuses."""
-        refused = self.end_leases([(lease, reason)])
+    def end_unasked(self, ending: Sequence[tuple[model.Lease, str]]) -> dict[int, str]:
+        """End leases for whom nobody waits; why the kernel refused, by lease id.
+
+        Those are findings, which keep them in sight; who finds their end begun tries again.
+        """
+
+        def well(tx: database.Write, lease: model.Lease) -> None:
+            writes.close_finding(tx, "kernel_error", str(lease.id), self.clock())
+
+        if not ending:
+            return {}
+        refused = self.end_leases(ending, well)
         if refused:
-            raise errors.TryLater("kernel_error", refused[lease.id])
+            with self.ledger.write() as tx:
+                for number, text in refused.items():
+                    writes.open_finding(tx, "kernel_error", str(number), text, self.clock())
+        return refused
 
     def reap(self) -> int:
         """Remove the retired links, all in one grace period of the kernel's; how many there were.

@@ -8,23 +8,25 @@ deletes. What a lease needs in the kernel and how EC2 is asked do not belong her
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cni import spool
 from ledger import database, integrity, model, reads, writes
 from reconciler import clock as clocks
-from reconciler import errors
 from reconciler import loop as loops
 
 log = logging.getLogger(__name__)
+
+AT_ONCE = 250
+"""Deletions of the spool that share a transaction: a thousand are to hold up the door for less than a second."""
 
 
 def first_minute(
     ledger: database.Ledger,
     loop: loops.Loop,
     boot_id: str,
-    spool_dir: Path,
+    spools: Iterable[Path],
     clock: Callable[[], int],
 ) -> None:
     """Bring leases in line with this boot, take the spooled deletions in, then look at the kernel once."""
@@ -36,7 +38,7 @@ def first_minute(
             _unwire_enis(tx, clock())
             writes.forget_owner_installed(tx, "host", "", clock())  # and marks of earlier settings
     _finish_interrupted(ledger, loop, boot_id, clock)
-    take_spool_in(ledger, loop, spool_dir, clock)
+    take_spools_in(ledger, loop, spools, clock)
     loop.tick()
 
 
@@ -66,10 +68,8 @@ def _finish_interrupted(
         desired = reads.desired(tx, clock())
     alive = _links(loop) if any(each.boot_id != boot_id for each in desired.leases) else frozenset()
     going = {row.owner for row in desired.installed if row.state == "removing"}
-    for lease in desired.leases:
-        reason = _why_over(lease, boot_id, going, alive)
-        if reason:
-            end(ledger, loop, lease, reason, clock)
+    reasons = [(lease, _why_over(lease, boot_id, going, alive)) for lease in desired.leases]
+    loop.end_unasked([(lease, reason) for lease, reason in reasons if reason])
 
 
 def _why_over(
@@ -98,38 +98,48 @@ def _links(loop: loops.Loop) -> frozenset[str] | None:
     return frozenset(link.mac for link in observed.links)
 
 
-def take_spool_in(
-    ledger: database.Ledger, loop: loops.Loop, spool_dir: Path, clock: Callable[[], int]
+def take_spools_in(
+    ledger: database.Ledger, loop: loops.Loop, spools: Iterable[Path], clock: Callable[[], int]
 ) -> frozenset[tuple[str, str]]:
     """Carry out the deletions the launcher wrote down while we were away; the sandboxes whose file stays.
 
     Whatever waits is taken in before any ADD is served (see Verbs.handle), so a lease that a file names
     is the one it means, whatever the clock said when either was written. Idempotent: a file is removed
     after its lease has ended, and one for an unknown sandbox is success. It stays while kernel or disk
-    refuse, which holds up nothing else.
+    refuse, which holds up nothing else; a ledger that cannot be written is not tried again for the rest.
     """
-    try:
-        waiting = spool.pending(spool_dir)
-    except OSError as unreadable:
-        _tell_of_spool(ledger, "", str(unreadable), clock)
-        return frozenset()
+    waiting = list(_readable(ledger, spools, clock))
     left: set[tuple[str, str]] = set()
-    for path in waiting:
+    while waiting:
+        batch, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
         try:
-            deletion = spool.read(path)
-        except spool.UnreadableError as unreadable:
-            _set_aside(ledger, spool_dir, unreadable, clock)
-            continue
-        try:
-            done = _carry_out(ledger, loop, deletion, clock)
-            if done:
-                spool.remove(spool_dir, [path])
+            refused = _carry_out(ledger, loop, [each for _, each in batch], clock)
+            done = [(folder, each.path) for folder, each in batch if each.sandbox not in refused]
+            for folder in {folder for folder, _ in done}:
+                spool.remove(folder, [path for place, path in done if place == folder])
+            left |= refused
         except (OSError, database.Failure):
-            log.exception("%s stays in the spool", path.name)
-            done = False
-        if not done:
-            left.add((deletion.container_id, deletion.ifname))
+            log.exception("%d deletions stay in the spool", len(batch) + len(waiting))
+            left |= {each.sandbox for _, each in (*batch, *waiting)}
+            break
     return frozenset(left)
+
+
+def _readable(
+    ledger: database.Ledger, spools: Iterable[Path], clock: Callable[[], int]
+) -> Iterator[tuple[Path, spool.Deletion]]:
+    """The deletions that wait, each with its folder; what is none is told of and set aside."""
+    for folder in spools:
+        try:
+            waiting = spool.pending(folder)
+        except OSError as unreadable:
+            _tell_of_spool(ledger, "", str(unreadable), clock)
+            continue
+        for path in waiting:
+            try:
+                yield folder, spool.read(path)
+            except spool.UnreadableError as unreadable:
+                _set_aside(ledger, folder, unreadable, clock)
 
 
 def _set_aside(
@@ -158,39 +168,28 @@ def _tell_of_spool(
 
 
 def _carry_out(
-    ledger: database.Ledger, loop: loops.Loop, deletion: spool.Deletion, clock: Callable[[], int]
-) -> bool:
-    """End the lease a spooled deletion means; True once nothing of it is left to do."""
-    container_id, ifname = deletion.container_id, deletion.ifname
-    with ledger.write() as tx:
-        lease = reads.open_lease(tx, container_id, ifname)
-        if lease is not None:
-            writes.mark_owner_removing(tx, "lease", str(lease.id), clock())
-        writes.record_request(
-            tx,
-            command="DEL",
-            container_id=container_id,
-            ifname=ifname,
-            via="spool",
-            lease_id=lease.id if lease is not None else None,
-            reason="deleted_late" if lease is not None else "unknown_container",
-            now=clock(),
-        )
-    return lease is None or end(ledger, loop, lease, "deleted_late", clock)
-
-
-def end(
     ledger: database.Ledger,
     loop: loops.Loop,
-    lease: model.Lease,
-    reason: str,
+    deletions: Sequence[spool.Deletion],
     clock: Callable[[], int],
-) -> bool:
-    """End a lease; if the kernel refuses, a finding keeps it in sight and the next start tries again."""
-    try:
-        loop.end_lease(lease, reason)
-    except errors.TryLater as refused:
-        with ledger.write() as tx:
-            writes.open_finding(tx, "kernel_error", str(lease.id), str(refused), clock())
-        return False
-    return True
+) -> set[tuple[str, str]]:
+    """End the leases that spooled deletions mean; the sandboxes of which something is left to do."""
+    meant: dict[tuple[str, str], model.Lease] = {}
+    with ledger.write() as tx:
+        for deletion in deletions:
+            lease = reads.open_lease(tx, *deletion.sandbox)
+            if lease is not None:
+                writes.mark_owner_removing(tx, "lease", str(lease.id), clock())
+                meant[deletion.sandbox] = lease
+            writes.record_request(
+                tx,
+                command="DEL",
+                container_id=deletion.container_id,
+                ifname=deletion.ifname,
+                via="spool",
+                lease_id=lease.id if lease is not None else None,
+                reason="deleted_late" if lease is not None else "unknown_container",
+                now=clock(),
+            )
+    refused = loop.end_unasked([(lease, "deleted_late") for lease in meant.values()])
+    return {sandbox for sandbox, lease in meant.items() if lease.id in refused}

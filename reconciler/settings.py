@@ -338,7 +338,8 @@ class Settings:
     """Folder of the ledger (ledger.db), its copies and the spool of deletions; it must survive reboots."""
 
     run_dir: str = knob("VPCLEDGER_RUN_DIR", "/var/run/aws-node", _text)
-    """Folder of the socket vpcledger.sock that the launcher calls."""
+    """Folder of the socket vpcledger.sock that the launcher calls, and of deletions that it could not
+    write to the state folder; in memory, as /run is."""
 
     checkpoint: str = knob("AWS_VPC_K8S_CNI_BACKING_STORE", "/var/run/aws-node/ipam.json", _text)
     """File in which the VPC CNI keeps its allocations. It is read when a node is taken over, and written
@@ -392,6 +393,11 @@ class Settings:
     def spool_dir(self) -> str:
         """Where the launcher leaves deletions while the daemon is away."""
         return f"{self.state_dir}/spool"
+
+    @property
+    def spool_dirs(self) -> tuple[str, str]:
+        """All places where deletions may wait: the usual one, and the one for a disk that takes nothing."""
+        return self.spool_dir, f"{self.run_dir}/spool"
 
     @property
     def socket_path(self) -> str:

@@ -86,16 +86,9 @@ class Sweeper:
         with self.ledger.read() as tx:
             still = reads.open_leases(tx)
         ending = [(lease, reasons[lease.id]) for lease in still if lease.id in reasons]
-        refused = self.loop.end_leases(ending)
         for lease, reason in ending:
             log.info("swept: %s %s %s", lease.container_id, lease.address, reason)
-        with self.ledger.write() as tx:
-            for lease, _ in ending:
-                if lease.id in refused:
-                    text = refused[lease.id]
-                    writes.open_finding(tx, "kernel_error", str(lease.id), text, self.clock())
-                else:
-                    writes.close_finding(tx, "kernel_error", str(lease.id), self.clock())
+        refused = self.loop.end_unasked(ending)
         if len(refused) < len(ending):
             self.ended()
 

@@ -310,9 +310,10 @@ class Verbs:
     def _delete_all(self, batch: list[jobs.Job]) -> None:
         try:
             ended = self.delete(batch)
-        except database.Failure as failed:
+        except database.Failure:
+            log.exception("deletions that cannot be written down go to the spool")
             for job in batch:
-                self._refuse(job, errors.TryLater("ledger_error", str(failed)))
+                job.call.give_back()
             return
         if ended:
             self.retry_waiting()

@@ -49,17 +49,22 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """An installed launcher: its folder, the daemon's socket and the spool in it."""
+    """An installed launcher: its folder, the daemon's socket and both spools in it."""
 
     folder: Path
 
     @property
     def socket(self) -> Path:
-        return self.folder / "s"
+        return self.folder / "run" / "s"
 
     @property
     def spool(self) -> Path:
         return self.folder / "spool"
+
+    @property
+    def beside(self) -> Path:
+        """The spool in memory, by the socket."""
+        return self.socket.parent / "spool"
 
     def start(
         self, verb: str, *, host: spaces.Netns | None = None, without: str = "", **env: str
@@ -107,10 +112,11 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plugin(launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> Plugin:
-    """The launcher in a folder of its own, set to the socket `s` and the folder `spool` there."""
+    """The launcher in a folder of its own, set to the socket `run/s` and the folder `spool` there."""
     folder = tmp_path_factory.mktemp("p")
     shutil.copy(launcher, folder)
-    (folder / "aws-cni.conf").write_text("# where the daemon is\nsocket=s\nspool=spool\n")
+    (folder / "run").mkdir()
+    (folder / "aws-cni.conf").write_text("# where the daemon is\nsocket=run/s\nspool=spool\n")
     return Plugin(folder)
 
 

@@ -1,4 +1,4 @@
-"""A deletion is done, or kept on the disk, or reported as failed: within two seconds, never lost."""
+"""A deletion is done, or kept for the daemon: success within two seconds, whatever the disk does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from cni import spec, spool, wire
-from tests.cni.conftest import Plugin
+from reconciler import server
+from reconciler.call import Call
+from tests.cni.conftest import Handler, Outcome, Plugin
 from tests.lab import spaces
 
 LIMIT = 2.0
@@ -27,6 +29,7 @@ import sys
 from pathlib import Path
 from cni import wire
 from reconciler import server
+from reconciler.call import Call
 
 def handler(calls):
     for call in calls:
@@ -204,26 +207,56 @@ def mounted(path: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", path], check=True)
 
 
-@pytest.mark.netns
-def test_a_read_only_spool_fails_the_deletion_so_that_it_comes_again(plugin: Plugin) -> None:
-    with mounted(plugin.spool, "ro"):
-        outcome = plugin.call("DEL")
-    code, msg = outcome.error
-    assert code == spec.IO_FAILURE
-    assert "Read-only file system" in msg
+def assert_kept_beside(plugin: Plugin, outcome: Outcome) -> None:
+    """Success, and in the spool beside the socket there is all of it."""
+    assert (outcome.status, outcome.stdout) == (0, b"")
+    [path] = spool.pending(plugin.beside)
+    assert spool.read(path).container_id == "0a1b2c"
+    assert list((plugin.beside / "tmp").iterdir()) == []
     assert outcome.seconds < LIMIT
 
 
 @pytest.mark.netns
-def test_a_full_disk_fails_the_deletion_and_leaves_no_half_of_it(plugin: Plugin) -> None:
+def test_with_a_read_only_disk_it_is_kept_beside_the_socket(plugin: Plugin) -> None:
+    with mounted(plugin.spool, "ro"):
+        assert_kept_beside(plugin, plugin.call("DEL"))
+
+
+@pytest.mark.netns
+def test_with_a_full_disk_it_is_kept_beside_the_socket_and_leaves_no_half_of_it(
+    plugin: Plugin,
+) -> None:
     with mounted(plugin.spool, "size=64k"):
         outcome = plugin.call("DEL", b" " * 100_000)
         assert kept(plugin) == []
-    assert outcome.error[0] == spec.IO_FAILURE
-    assert "No space left" in outcome.error[1]
+    assert_kept_beside(plugin, outcome)
 
 
-def test_a_spool_that_is_a_file_fails_the_deletion(plugin: Plugin) -> None:
+def test_with_a_file_in_the_spools_place_it_is_kept_beside_the_socket(plugin: Plugin) -> None:
     plugin.spool.touch()
-    code, msg = plugin.call("DEL").error
-    assert (code, "Not a directory" in msg) == (spec.IO_FAILURE, True)
+    assert_kept_beside(plugin, plugin.call("DEL"))
+
+
+@pytest.mark.netns
+def test_what_can_be_written_nowhere_is_left_to_the_daemons_own_look(plugin: Plugin) -> None:
+    """Both are read-only: an error would only keep the pod from ending (decision 49)."""
+    with mounted(plugin.spool, "ro"), mounted(plugin.beside, "ro"):
+        outcome = plugin.call("DEL")
+    assert (outcome.status, outcome.stdout) == (0, b"")
+    assert outcome.seconds < LIMIT
+
+
+def test_a_deletion_that_the_daemon_gives_back_is_kept(
+    plugin: Plugin, serve: Callable[[Handler], server.Server]
+) -> None:
+    """Its ledger takes nothing; what cannot be given back so is told that nobody answers."""
+
+    def give_back(batch: list[Call]) -> None:
+        for call in batch:
+            call.give_back()
+
+    serve(give_back)
+    outcome = plugin.call("DEL")
+    assert outcome.status == 0
+    assert_kept(plugin, outcome.seconds)
+    assert plugin.call("ADD").error[0] == spec.TRY_AGAIN_LATER

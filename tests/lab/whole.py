@@ -31,6 +31,7 @@ class Lab:
         *,
         nodes: int = 2,
         instance_type: str = "m5.large",
+        nodes_in: str = world.NODE_CIDR,
         attach_delay: float = 1.5,
         throttle: float | None = 1.0,
         seed: int = 0,
@@ -49,7 +50,9 @@ class Lab:
         self.front = FrontDoor(self.cloud, throttle=throttle, seed=seed)
         self.imds = Imds(self.cloud)
         self.ec2: Any = inproc.client(self.front)
-        self.world = world.build(self.ec2, instances=nodes, instance_type=instance_type)
+        self.world = world.build(
+            self.ec2, instances=nodes, instance_type=instance_type, nodes_in=nodes_in
+        )
         self.front.journal.clear()
         self._timers = Timers(self.cloud)
         self.front.settled = self._timers.nudge

@@ -11,6 +11,8 @@ from typing import Any
 VPC_CIDR = "10.0.0.0/16"
 NODE_CIDR = "10.0.0.0/24"
 OTHER_CIDR = "10.0.1.0/24"
+WIDE_CIDR = "10.0.16.0/20"
+"""For nodes with a thousand pods, in the place of NODE_CIDR."""
 IMAGE = "ami-0123456789abcdef0"
 # What EKS gives its managed nodes: IMDSv2 only, and pods one hop behind the node may ask too.
 METADATA_OPTIONS = {"HttpTokens": "required", "HttpPutResponseHopLimit": 2}
@@ -26,7 +28,9 @@ class World:
     instances: tuple[str, ...]
 
 
-def build(ec2: Any, *, instances: int = 2, instance_type: str = "m5.large") -> World:
+def build(
+    ec2: Any, *, instances: int = 2, instance_type: str = "m5.large", nodes_in: str = NODE_CIDR
+) -> World:
     """Build the world with a boto3 EC2 client. Raises its ClientError for an unknown type.
 
     The instances are still pending when this returns, if the lab's start delay says so.
@@ -37,7 +41,7 @@ def build(ec2: Any, *, instances: int = 2, instance_type: str = "m5.large") -> W
         ec2.create_subnet(VpcId=vpc, CidrBlock=cidr, AvailabilityZone=f"{zone}{letter}")["Subnet"][
             "SubnetId"
         ]
-        for cidr, letter in ((NODE_CIDR, "a"), (OTHER_CIDR, "b"))
+        for cidr, letter in ((nodes_in, "a"), (OTHER_CIDR, "b"))
     )
     group = ec2.create_security_group(
         GroupName="nodes", Description="Nodes of the cluster", VpcId=vpc

@@ -102,7 +102,7 @@ def _expect(folder: Path, node: spaces.Netns, pods: list[Pod], answered: list[st
     assert integrity.make_sound(folder / "ledger.db") is None
     door = Door(folder, addresses=(0, 6), node=node)
     try:
-        recovery.first_minute(door.ledger, door.loop, "boot-1", folder / "spool", door.clock)
+        recovery.first_minute(door.ledger, door.loop, "boot-1", [folder / "spool"], door.clock)
         door.loop.reap()
         half = "SELECT state FROM v_leases WHERE state IN ('reserved', 'waiting')"
         assert door.rows(half) == [], "what nobody waits for is undone before the door opens"

@@ -226,12 +226,12 @@ def test_what_a_start_cannot_remove_it_keeps_and_removes_at_the_next(
         writes.mark_owner_removing(tx, "lease", str(begun.id), door.now)
 
     with powerless():
-        recovery.first_minute(door.ledger, door.loop, begun.boot_id, spool, door.clock)
+        recovery.first_minute(door.ledger, door.loop, begun.boot_id, [spool], door.clock)
 
     found = door.rows("SELECT code FROM v_findings WHERE closed IS NULL")
     assert {"code": "kernel_error"} in found
     assert door.lease(pod) is not None
-    recovery.first_minute(door.ledger, door.loop, begun.boot_id, spool, door.clock)
+    recovery.first_minute(door.ledger, door.loop, begun.boot_id, [spool], door.clock)
     assert door.lease(pod) is None
     assert door.picture() == before
 
@@ -258,7 +258,7 @@ def test_what_is_half_deleted_is_not_added_again(door: Door, tmp_path: Path) -> 
     """A deletion that was reported as done and cannot be carried out yet: an addition waits for it."""
     folder = tmp_path / "spool"
     folder.mkdir()
-    door.verbs.drain = lambda: recovery.take_spool_in(door.ledger, door.loop, folder, door.clock)
+    door.verbs.drain = lambda: recovery.take_spools_in(door.ledger, door.loop, [folder], door.clock)
     pod = door.added()
     asked = wire.Request(door.environment("DEL", pod), b"{}")
     (folder / "1-1-1.del").write_bytes(wire.encode_request(asked))

@@ -25,7 +25,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
 
 
 def restart(door: Door, spool: Path, boot: str = "boot-1") -> None:
-    recovery.first_minute(door.ledger, door.loop, boot, spool, door.clock)
+    recovery.first_minute(door.ledger, door.loop, boot, [spool], door.clock)
 
 
 def reasons(door: Door) -> list[str]:
@@ -145,7 +145,7 @@ def test_taking_the_spool_in_twice_changes_nothing(door: Door, tmp_path: Path) -
 
 def drained(door: Door, spool: Path) -> None:
     """Have the door see to the spool before it serves an addition, as the daemon's does."""
-    door.verbs.drain = lambda: recovery.take_spool_in(door.ledger, door.loop, spool, door.clock)
+    door.verbs.drain = lambda: recovery.take_spools_in(door.ledger, door.loop, [spool], door.clock)
 
 
 @pytest.mark.parametrize("at", [-1_000, 0, 3_600_000], ids=["earlier", "now", "by a fast clock"])

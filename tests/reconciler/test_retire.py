@@ -155,7 +155,7 @@ def test_a_deletion_that_was_cut_short_is_finished_after_a_start(
 
     door = Door(tmp_path, (1, 0), node)
     try:
-        recovery.first_minute(door.ledger, door.loop, "boot-1", tmp_path / "spool", door.clock)
+        recovery.first_minute(door.ledger, door.loop, "boot-1", [tmp_path / "spool"], door.clock)
         assert "ended1" not in links(node)
         assert links(pod.netns) == {}
         assert door.rows(REMOVING) == []

@@ -97,7 +97,7 @@ class Machine:
         self.due = {lane: self.time.elapsed_ms() + every for lane, every in INTERVALS_MS.items()}
         self.rung = set()
         with self._deadly():
-            recovery.first_minute(self.ledger, self.loop, self.boot_id, self.spool, now)
+            recovery.first_minute(self.ledger, self.loop, self.boot_id, [self.spool], now)
             self.rung = {"kernel", "cloud", "reap"}
 
     def crash(self) -> None:
@@ -180,7 +180,7 @@ class Machine:
         return None
 
     def _drain(self) -> frozenset[tuple[str, str]]:
-        return recovery.take_spool_in(self.ledger, self.loop, self.spool, self.time.now_ms)
+        return recovery.take_spools_in(self.ledger, self.loop, [self.spool], self.time.now_ms)
 
     def _ring_at(self, lane: str, at: int) -> None:
         due = self.time.elapsed_ms() + at - self.time.now_ms()  # as reconciler.lanes does

@@ -117,7 +117,7 @@ def two_pods_get_one_address(patch: pytest.MonkeyPatch) -> None:
 def a_dead_daemons_calls_stay_open(patch: pytest.MonkeyPatch) -> None:
     """Recovery takes in no deletion that was spooled, and ends no call that was cut short."""
     patch.setattr(recovery, "_finish_interrupted", lambda *_: None)
-    patch.setattr(recovery, "take_spool_in", lambda *_: frozenset())
+    patch.setattr(recovery, "take_spools_in", lambda *_: frozenset())
 
 
 def the_bucket_has_no_bottom(patch: pytest.MonkeyPatch) -> None:
