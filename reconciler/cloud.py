@@ -77,14 +77,19 @@ class Cloud:
         self._closed = False
         self._pause, self._not_before = PAUSE_S[0], 0.0
         self._calls: collections.deque[ec2.Call] = collections.deque(maxlen=CALLS_KEPT)
+        self.metadata: model.ObservedCloud | None = None
+        """The interfaces that instance metadata showed when they were last asked who we are."""
 
     def identify(self) -> model.Node | model.Unknown:
         """Who this machine is, from the instance metadata service."""
         answer = self._ask_about({"do": "identify"})
-        if isinstance(answer, model.Node):
-            self._node = answer
-        assert isinstance(answer, model.Node | model.Unknown)
-        return answer
+        if isinstance(answer, model.Unknown):
+            self.metadata = None
+            return answer
+        assert isinstance(answer, tuple)
+        self._node, self.metadata = answer
+        assert isinstance(self._node, model.Node)
+        return self._node
 
     def observe(
         self,
@@ -268,8 +273,7 @@ class _Hands:
     def answer(self, do: str, node: model.Node | None, asked: dict[str, Any]) -> object:
         """The answer to one question; `node` is what the asker knows of this machine."""
         if do == "identify":
-            seen = self._imds.observe()
-            return seen if isinstance(seen, model.Unknown) else seen[0]
+            return self._imds.observe()
         if do == "schedule":
             return self._cluster.observe()
         if do == "observe" and asked["source"] == "imds":

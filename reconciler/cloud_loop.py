@@ -14,7 +14,7 @@ from typing import Protocol
 from ledger import database, model, reads, writes
 from reconciler import clock as clocks
 from reconciler import cloud as clouds
-from reconciler import errors, pause, quarantine, record, scheduling
+from reconciler import errors, pause, quarantine, record, scheduling, veto
 from reconciler import settings as knobs
 from reconciler.planner import actions, budget, cordon, leaks, upkeep
 from reconciler.planner import plan as planner
@@ -65,6 +65,7 @@ class CloudLoop:
         self.heritage: Callable[[], Heritage | None] = lambda: None
         self.in_use: Callable[[], Collection[str] | None] = lambda: None
         self._quarantine = quarantine.Quarantine(settings.ip_cooldown_ms)
+        self._veto = veto.Veto()
         self.scheduling = scheduling.Scheduling(ledger, cloud, settings, clock)
         self._seen: model.ObservedCloud | model.Unknown = model.Unknown("not asked yet", 0)
         self._introduced = False
@@ -203,6 +204,18 @@ class CloudLoop:
         node = self.cloud.identify()
         if self._meet(node, known) and node != known:
             self.capacity_changed()  # the node's table exempts the VPC's networks
+        self._heed_metadata()
+
+    def _heed_metadata(self) -> None:
+        """Ask EC2 about what metadata miss, and once more when its picture cannot be older than that."""
+        seen = self.cloud.metadata
+        if seen is None or self.settings.imds_only:
+            return
+        if self._veto.heed(self.ledger, seen, self.clock()):
+            log.info("instance metadata miss addresses that are ours: EC2 is asked")
+            self._look_at = 0
+            if self._look_if_affordable():
+                self._look_at = min(self._look_at, self.clock() + veto.LAG_MS)
 
     def _meet(self, node: model.Node | model.Unknown, known: model.Node | None = None) -> bool:
         """Write down who we are, if that is not `known`, or why nobody says."""

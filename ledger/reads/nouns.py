@@ -191,6 +191,17 @@ _QUARANTINED = Statement(
 _MISSED = Statement(
     select(_addresses.c.address).where(_LIVE, _addresses.c.absent_since == bindparam("at"))
 )
+_LONG_HELD = Statement(
+    select(_addresses.c.address, _addresses.c.prefix, _addresses.c.eni_id)
+    .select_from(_addresses.join(schema.enis, schema.enis.c.eni_id == _addresses.c.eni_id))
+    .where(
+        _addresses.c.state == schema.word("assigned"),
+        _addresses.c.assigned_at <= bindparam("since"),
+        schema.enis.c.state == schema.word("usable"),
+        schema.enis.c.managed == _ONE,
+        schema.enis.c.changed_at <= bindparam("since"),
+    )
+)
 _DEMAND = Statement(
     select(_leases.c.created_at, _leases.c.ended_at)
     .where(_leases.c.created_at >= bindparam("since"))
@@ -383,6 +394,16 @@ def quarantined(tx: Read) -> tuple[model.Address, ...]:
 def missed_at(tx: Read, at: int) -> bool:
     """Was it the picture of this moment (ms) that first missed an address, whoever holds it?"""
     return tx.one(_MISSED, at=at) is not None
+
+
+def not_shown(tx: Read, seen: model.ObservedCloud, since: int) -> frozenset[str]:
+    """Addresses of usable interfaces that have been ours since before `since` (ms) and that this leaves out."""
+    shown = {each.eni.eni_id: {*each.addresses, *each.prefixes} for each in seen.enis}
+    return frozenset(
+        address
+        for address, prefix, eni_id in tx.all(_LONG_HELD, since=since)
+        if (prefix or address) not in shown.get(eni_id, ())
+    )
 
 
 def demand(tx: Read, since: int) -> tuple[tuple[int, int | None], ...]:

@@ -7,7 +7,7 @@ back, `scheduling` what the cluster's API said, `takeover` what another CNI left
 
 from __future__ import annotations
 
-from ledger.writes.adoption import ADOPTION_LAG_MS, adopt
+from ledger.writes.adoption import ADOPTION_LAG_MS, adopt, contradict
 from ledger.writes.clock import clock_stepped_back
 from ledger.writes.cloud import (
     address_quarantine,
@@ -80,6 +80,7 @@ __all__ = [
     "claim",
     "clock_stepped_back",
     "close_finding",
+    "contradict",
     "doubt",
     "end",
     "eni_attaching",

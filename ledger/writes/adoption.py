@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, exists, func, select, update
 
 from ledger import model, rows, schema
 from ledger.database import Statement, Write
@@ -45,6 +45,18 @@ _ABSENT = Statement(
     .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
     .values(absent_since=bindparam("since"))
 )
+_ABSENT_IF_FREE = Statement(
+    update(_addresses)
+    .where(
+        _addresses.c.address == bindparam("of"),
+        _addresses.c.state == schema.word("assigned"),
+        _addresses.c.absent_since.is_(None),
+        ~exists().where(
+            schema.leases.c.address == _addresses.c.address, schema.leases.c.ended_at.is_(None)
+        ),
+    )
+    .values(absent_since=bindparam("since"))
+)
 _LAST_PREFIX_RELEASE = Statement(
     select(func.max(schema.prefixes.c.released_at)).where(
         schema.prefixes.c.cidr == bindparam("cidr")
@@ -71,6 +83,13 @@ def adopt(tx: Write, seen: model.ObservedCloud, now: int, *, imds_only: bool = F
     _mark_enis(tx, seen, now)
     _mark_addresses(tx, seen, now)
     return changed
+
+
+def contradict(tx: Write, addresses: Collection[str], at: int, now: int) -> None:
+    """Instance metadata miss these: those that no pod has are kept from pods until EC2 shows them."""
+    for address in sorted(addresses):
+        if tx.run(_ABSENT_IF_FREE, of=address, since=at).rowcount:
+            journal.line(tx, now, "address.contradicted", address, address=address)
 
 
 def _adopt_eni(tx: Write, each: model.ObservedEni, seen_at: int, now: int) -> bool:
