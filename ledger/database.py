@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,22 +32,33 @@ LedgerError = errors.LedgerError
 
 
 class Statement:
-    """One statement, compiled once to SQLite's SQL with named parameters.
+    """One statement, compiled once to SQLite's SQL with parameters by position, which cost less to bind.
 
     For an INSERT, `columns` names those that are bound. Constants have to be written into the text
     (`schema.word`), where partial indexes can see them; a constant that would be bound is refused.
+    `in_order` puts parameters given by name into their places; KeyError if one is missing.
     """
 
-    __slots__ = ("sql",)
+    __slots__ = ("in_order", "sql")
 
     def __init__(self, clause: ClauseElement, columns: Sequence[str] | None = None) -> None:
-        dialect = sqlite.dialect(paramstyle="named")
+        dialect = sqlite.dialect(paramstyle="qmark")
         compiled = clause.compile(dialect=dialect, column_keys=columns)
         assert isinstance(compiled, SQLCompiler)
         constants = [name for name, bind in compiled.binds.items() if not bind.required]
         if constants:
             raise ValueError(f"constants {constants} are bound, not written: {compiled}")
         self.sql = str(compiled)
+        self.in_order = _in_order(tuple(compiled.positiontup or ()))
+
+
+def _in_order(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    if len(names) > 1:
+        return itemgetter(*names)
+    if names:
+        (name,) = names
+        return lambda params: (params[name],)
+    return lambda _: ()
 
 
 class Read:
@@ -59,15 +71,17 @@ class Read:
 
     def all(self, statement: Statement, **params: Any) -> list[Row]:
         """Every row."""
-        return self._connection.execute(statement.sql, params).fetchall()
+        return self._connection.execute(statement.sql, statement.in_order(params)).fetchall()
 
     def one(self, statement: Statement, **params: Any) -> Row | None:
         """The first row, or None."""
-        row: Row | None = self._connection.execute(statement.sql, params).fetchone()
+        row: Row | None = self._connection.execute(
+            statement.sql, statement.in_order(params)
+        ).fetchone()
         return row
 
     def dicts(
-        self, sql: str, params: Mapping[str, Any], most: int | None = None
+        self, sql: str, params: Mapping[str, Any] | Sequence[Any], most: int | None = None
     ) -> list[dict[str, Any]]:
         """The rows of a SELECT given as text, by column name; for what is printed, not for nouns."""
         cursor = self._connection.execute(sql, params)
@@ -106,11 +120,11 @@ class Write(Read):
 
         Raises sqlite3.IntegrityError where the schema refuses it.
         """
-        return self._connection.execute(statement.sql, params)
+        return self._connection.execute(statement.sql, statement.in_order(params))
 
     def many(self, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> None:
         """Carry out a change once for each row of parameters."""
-        self._connection.executemany(statement.sql, rows)
+        self._connection.executemany(statement.sql, map(statement.in_order, rows))
 
     def must_outlive_power(self) -> None:
         """Refuse a change that EC2 will remember in a commit that a power cut may lose (decision 5)."""

@@ -29,7 +29,12 @@ CASES: dict[Callable[[figures.Bench], Iterator[figures.Figure]], tuple[str, ...]
     busy.busy: ("add_p99_busy_vs_idle", "add_p50_throttled_vs_idle"),
     figures.sequential: ("add_p50_vs_ptp", "add_p50_vs_floor", "del_p50_vs_ptp"),
     figures.rate: ("add_rate30_vs_ptp", "del_rate30_vs_ptp"),
-    figures.crowded: ("add_p50_250_vs_10", "add_p50_1000_vs_10", "observe_1000_vs_recv"),
+    figures.crowded: (
+        "add_p50_250_vs_10",
+        "add_p50_1000_vs_10",
+        "observe_250_vs_recv",
+        "observe_1000_vs_recv",
+    ),
     figures.memory: ("rss_mib", "rss_last_vs_first"),
     figures.start: ("start_to_add_s",),
     ec2calls.ec2_calls: ("ec2_calls_vs_upstream",),
@@ -68,7 +73,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure(wanted: set[str], *, quick: bool, soak: int = 0) -> list[figures.Figure]:
-    """Build a node and its rivals, prove them, run the cases, prove that nothing is left."""
+    """Build a node and its rivals; prove before each case and after it that they work and leave nothing."""
     # On a disk and not on the session's tmpfs: a flush must cost what it costs.
     folder = Path(tempfile.mkdtemp(prefix="vpcledger-bench-", dir="/var/tmp"))
     program = stopwatch.build(folder)
@@ -97,7 +102,7 @@ def measure(wanted: set[str], *, quick: bool, soak: int = 0) -> list[figures.Fig
             for case in cases:
                 say(f"measuring {', '.join(CASES[case])}")
                 found += case(bench)
-            prove(bench)
+                prove(bench)
         finally:
             floor.close()
             for plugin in bench.plugins():

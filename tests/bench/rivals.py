@@ -19,7 +19,7 @@ from tests.lab import spaces
 
 PTP = nodes.PLUGINS / "ptp"
 MTU = 9001
-_GONE_S = 5.0
+_GONE_S = 30.0
 
 
 class Plugin:
