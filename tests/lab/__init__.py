@@ -20,6 +20,8 @@ Start it with `python -m tests.lab`. What of AWS and of a node is there, and wha
     a node: boot, reboot, its folders, the daemon         node          systemd, udev
     kubelet and runtime: sandboxes, CNI chains            kubelet       containers, probes
 
+systemd's own udevd and networkd, where they are installed, run on a node by `systemd`.
+
 What observes rather than simulates: `hops` (each hook a packet passed, with its marks), `ear` (what the
 kernel announces), `stream` (what of a stream of pings was lost), `talk` (whom the far end sees).
 
