@@ -350,9 +350,10 @@ class CloudLoop:
     def _settle_unknown(self) -> None:
         """Calls whose reply was lost: sent again where that does nothing twice, else looked for.
 
-        Where EC2 is not to be changed any more they wait until it is again.
+        Where EC2 is not to be changed any more they wait until it is again, but for those that give back:
+        what we began to remove would be nobody's.
         """
-        if self.settings.no_provisioning or self.settings.imds_only:
+        if self.settings.imds_only:
             return
         now = self.clock()
         with self.ledger.read() as tx:
@@ -362,7 +363,7 @@ class CloudLoop:
             again = record.repeatable(intent)
             if again is None:
                 self._look_at = 0
-            elif frozen == "none" or not budget.gives_back(again.action):
+            elif self._may_send_again(again.action, frozen):
                 self._send_again(intent, again)
         if all(record.repeatable(intent) for intent in due) or not self._look_if_affordable():
             return
@@ -373,6 +374,11 @@ class CloudLoop:
         self._calls_may_show_until = self.clock() + writes.ADOPTION_LAG_MS
         self._look_at = min(self._look_at, self._calls_may_show_until)
         self.capacity_changed()
+
+    def _may_send_again(self, action: actions.CloudAction, frozen: budget.Freeze) -> bool:
+        if budget.gives_back(action):
+            return frozen == "none"
+        return not self.settings.no_provisioning
 
     def _send_again(self, intent: model.Intent, step: actions.CloudStep) -> None:
         if self._has_token(ec2.ACTION[type(step.action)], step.lane, self._calls()):

@@ -110,8 +110,12 @@ def cloud(
     if limit is None:
         text = f"{desired.node.instance_type} is not in the table of instance types"
         return _nothing("type_unknown", text)
-    if settings.no_provisioning or settings.imds_only:
-        return _nothing("provisioned", "somebody else provides interfaces and addresses")
+    if settings.imds_only:
+        return _nothing("provisioned", "EC2 is not to be called")
+    if settings.no_provisioning:
+        steps, notes = pool.unfinished(desired, observed, now)
+        told = actions.Note("provisioned", "somebody else provides interfaces and addresses")
+        return actions.Plan(cloud=steps, notes=(told, *notes))
     if settings.max_pods is None:
         settings = dataclasses.replace(settings, max_pods=cordon.most_pods(desired))
     keeps = cordon.cordoned(desired, settings, now) is not False

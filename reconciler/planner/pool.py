@@ -94,6 +94,18 @@ def cloud_steps(
     return tuple(sorted(steps, key=lambda s: _ORDER[s.lane])), tuple(notes)
 
 
+def unfinished(
+    desired: model.Desired, observed: model.ObservedCloud | model.Unknown, now: int
+) -> tuple[Steps, Notes]:
+    """What is left to do where EC2 is not to be changed: end the removals we began, so that nothing leaks.
+
+    One that is attached to nothing and that we did not begin to remove may be somebody's who is about to.
+    """
+    desired = cards.rehomed(desired, ())
+    held = stock.count(desired, observed, now)
+    return release.confirmed([*release.finish(desired, held)], observed)
+
+
 @dataclass(frozen=True, slots=True)
 class _View:
     """What every card's plan is made of."""

@@ -5,6 +5,7 @@ Told on the stories' stage: the daemon's own ledger, planner and providers, EC2 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -69,6 +70,32 @@ def test_an_untagged_interface_is_used_and_given_up_only_if_the_setting_says_so(
         assert (node.cloud.get("interface", theirs) is None) == manage
         if not manage:
             assert named(node, theirs) == []
+
+
+@pytest.mark.parametrize("lost", ["DetachNetworkInterface", "DeleteNetworkInterface"])
+def test_a_removal_that_was_begun_is_ended_where_somebody_else_provides_now(lost: str) -> None:
+    """DISABLE_NETWORK_RESOURCE_PROVISIONING: the VPC CNI would leave it, detached, for ever (W9). Nothing else is done."""
+    settings = knobs.Settings(warm_ip_target=1, ip_cooldown_ms=0)
+    with told(instance_type="t3.small", settings=settings) as node:
+        node.runtime.want(5)
+        node.settle()
+        second = next(eni.eni_id for eni in node.machine.desired().enis if not eni.primary)
+        node.ec2.faults.add(op=lost, who=node.ec2.node, drop=True, error="InternalError")
+        node.runtime.drop(5)
+        while "DetachNetworkInterface" not in node.calls():
+            node.pass_(30)
+        node.pass_(10)
+        node.kill()
+        node.ec2.faults.clear()
+        node.machine.settings = dataclasses.replace(settings, no_provisioning=True)
+        begun = len(node.calls())
+        theirs = attach(node, device=2)
+        node.start()
+        node.pass_(1_000)
+        assert node.cloud.get("interface", second) is None
+        made = {call for call in node.calls()[begun:] if not call.startswith("Describe")}
+        assert made <= {"DetachNetworkInterface", "DeleteNetworkInterface"}
+        assert node.cloud.get("interface", theirs) is not None
 
 
 def test_pods_of_an_interface_that_changes_hands_keep_their_way() -> None:
