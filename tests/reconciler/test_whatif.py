@@ -271,6 +271,7 @@ TRIALS = {
     "t3.small prefixes": (
         Trial(PREFIXES | {"WARM_PREFIX_TARGET": "1"}, (0, 1, 17)),
         Trial(PREFIXES | {"WARM_PREFIX_TARGET": "4"}, (0, 2)),
+        Trial(PREFIXES | {"WARM_PREFIX_TARGET": "1", "MAX_ENI": "1"}, (0, 17)),
     ),
     "m5.large prefixes": (
         Trial(PREFIXES | {"WARM_IP_TARGET": "5", "MINIMUM_IP_TARGET": "40"}, (0, 12)),
@@ -281,6 +282,14 @@ TRIALS = {
         Trial({"WARM_IP_TARGET": "5"}, (0, 3, 13)),
         Trial({}, (0, 1, 10)),
         Trial(DENSE, (0, 7, 15)),
+    ),
+    "c6in.32xlarge": (  # two network cards of 8 interfaces of 49
+        Trial({"WARM_IP_TARGET": "2", "ENABLE_MULTI_NIC": "true"}, (0, 3)),
+        Trial({"WARM_IP_TARGET": "2"}, (0, 3)),
+        Trial(
+            PREFIXES | {"WARM_PREFIX_TARGET": "1", "MAX_ENI": "1", "ENABLE_MULTI_NIC": "true"},
+            (0, 1),
+        ),
     ),
     "c5.xlarge": (  # 4 interfaces of 14
         Trial({"WARM_ENI_TARGET": "2"}, (0, 1, 15)),
@@ -363,7 +372,11 @@ def picture(lab: Lab, node: Node) -> dict[str, Any]:
                 "ips": len(eni["PrivateIpAddresses"]) - 1,
                 "prefixes": len(eni.get("Ipv4Prefixes", ())),
             }
-            for eni in sorted(enis, key=lambda eni: int(eni["Attachment"]["DeviceIndex"]))
+            for eni in sorted(enis, key=_place)
         ],
         "ec2_calls": {call: n for call, n in made.items() if not call.startswith("Describe")},
     }
+
+
+def _place(eni: dict[str, Any]) -> tuple[int, int]:
+    return int(eni["Attachment"]["NetworkCardIndex"]), int(eni["Attachment"]["DeviceIndex"])
