@@ -26,12 +26,18 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def town(the_town: Town, mode: str) -> Iterator[Town]:
-    """The town in that mode. A test that has lost packets on purpose says so by `forget`."""
+def town(the_town: Town, mode: str, request: pytest.FixtureRequest) -> Iterator[Town]:
+    """The town in that mode. A test that has lost packets on purpose says so by `forget`.
+
+    One that is marked with a path has walked it, hop by hop.
+    """
     the_town.mode(mode)
     the_town.forget()
+    walked = the_town.walked
     yield the_town
     the_town.nothing_lost()
+    if request.node.get_closest_marker("path"):
+        assert the_town.walked > walked, "nothing was held against what was seen"
 
 
 @pytest.hookimpl(trylast=True)
@@ -43,5 +49,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _mode_of(item: pytest.Item) -> int:
-    asked = item.callspec.params.get("mode") if isinstance(item, pytest.Function) else None
+    call = getattr(item, "callspec", None)  # a test without parameters has none
+    asked = call.params.get("mode") if call else None
     return list(SETTINGS).index(asked) if asked in SETTINGS else -1

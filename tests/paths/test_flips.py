@@ -20,9 +20,13 @@ FLIPS: dict[str, tuple[str, dict[str, str]]] = {
         r"snat to [0-9.]+ fully-random",
         {"AWS_VPC_CNI_NODE_PORT_SUPPORT": "false"},
     ),
+    "service networks": (
+        r"1535:\tfrom all to 192\.0\.2\.0/24 lookup main",
+        {"AWS_EXTERNAL_SERVICE_CIDRS": "192.0.2.0/24", "DISABLE_TCP_EARLY_DEMUX": "true"},
+    ),
     "another mark": (r"0x00000100", {"AWS_VPC_K8S_CNI_CONNMARK": "0x100"}),
     "another prefix": (r'iifname "pod\*"', {"AWS_VPC_K8S_CNI_VETHPREFIX": "pod"}),
-    "none": (TABLES["none"], SETTINGS["none"]),
+    "none": (TABLES["none"] + r"(?!.*1535:)", SETTINGS["none"]),
     "prng": (TABLES["prng"] + r"(?!.*iifname .pod\*)", SETTINGS["prng"]),
 }
 """One after the other, besides the defaults: by what the table tells it, and what is set."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab import talk
 from tests.lab.beyond import Place
 from tests.lab.fabric import IMDS
-from tests.paths.town import INTERFACES, MARK, PORT, SETTINGS, Leg, Town
+from tests.paths.leg import Leg
+from tests.paths.town import INTERFACES, MARK, PORT, SETTINGS, Town
 
 NODE, POD, LOST = "NODE", "POD", "LOST"
 
@@ -23,6 +23,13 @@ SEEN_AS = {
     "premises": (NODE, NODE, NODE, POD, POD),
     "imds":     (NODE, NODE, NODE, NODE, POD),
 }  # fmt: skip
+
+WHO = {
+    "internet": "internet",
+    "peer": "peered VPC",
+    "premises": "premises",
+    "imds": "instance metadata",
+}
 
 
 def leg(town: Town, interface: int, to: str, seen: str) -> Leg:
@@ -42,7 +49,9 @@ def seen_as(who: str, mode: str) -> str:
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-@pytest.mark.parametrize("who", SEEN_AS)
+@pytest.mark.parametrize(
+    "who", [pytest.param(who, marks=pytest.mark.path(f"pod to {WHO[who]}")) for who in SEEN_AS]
+)
 @pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_pod_reaches_what_lies_beyond(town: Town, mode: str, who: str, interface: int) -> None:
     pod, seen = town.pod(0, interface), seen_as(who, mode)
@@ -51,8 +60,8 @@ def test_a_pod_reaches_what_lies_beyond(town: Town, mode: str, who: str, interfa
         return
     place: Place = getattr(town.beyond, who)
     if seen == LOST:
-        with pytest.raises(TimeoutError):
-            talk.ask(pod.netns, place.address, PORT, wait=0.3)
+        way = leg(town, interface, place.address, seen)
+        town.lost(pod.netns, place.address, PORT, (0, way), wait=0.3)
         assert town.beyond.refused().keys() == {(pod.address, place.address)}
         assert town.lab.fabric.drops() == {}
         assert town.ports_used(PORT) == {(town.eni(0, interface), "igw")}
@@ -77,6 +86,7 @@ def _metadata(town: Town, interface: int, seen: str) -> None:
     assert told == (town.node(0).instance, "")
 
 
+@pytest.mark.path("node off the VPC")
 @pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_the_node_itself_is_not_touched(town: Town) -> None:
     """Its own connections leave by its primary interface under its own address, and are not marked."""

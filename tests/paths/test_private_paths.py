@@ -7,13 +7,15 @@ import itertools
 import pytest
 
 from tests.lab.beyond import Place
-from tests.paths.town import INTERFACES, PORT, SETTINGS, Leg, Town
+from tests.paths.leg import Leg
+from tests.paths.town import INTERFACES, PORT, SETTINGS, Town
 
 PAIRS = list(itertools.product(INTERFACES, INTERFACES))
 
 pytestmark = pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 
 
+@pytest.mark.path("pod to pod on one node")
 def test_pods_of_one_node_meet_without_leaving_it(town: Town) -> None:
     """From each interface's pod to each interface's: veth to veth, nothing on any ethX."""
     for one, other in PAIRS:
@@ -23,6 +25,7 @@ def test_pods_of_one_node_meet_without_leaving_it(town: Town) -> None:
         assert town.ports_used(PORT) == set()
 
 
+@pytest.mark.path("pod to pod on another node")
 def test_pods_of_two_nodes_meet_by_the_interfaces_that_own_their_addresses(town: Town) -> None:
     """Out and back by the same interface on either side, as the VPC's ports show."""
     for one, other in PAIRS:
@@ -34,6 +37,7 @@ def test_pods_of_two_nodes_meet_by_the_interfaces_that_own_their_addresses(town:
         assert town.ports_used(PORT) == {(ours, theirs), (theirs, ours)}
 
 
+@pytest.mark.path("node to pod and pod to node")
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_a_node_and_pods_meet_as_they_are(town: Town, interface: int) -> None:
     """A node to its own pod and to the other node's, a pod to its own node and to the other."""
@@ -57,7 +61,13 @@ def test_a_node_and_pods_meet_as_they_are(town: Town, interface: int) -> None:
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-@pytest.mark.parametrize("who", ["peer", "premises"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        pytest.param("peer", marks=pytest.mark.path("peered VPC to pod")),
+        pytest.param("premises", marks=pytest.mark.path("premises to pod")),
+    ],
+)
 def test_private_neighbours_reach_pods_by_their_own_addresses(
     town: Town, who: str, interface: int
 ) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from tests.lab import talk
 from tests.lab.kubeproxy import MODES, KubeProxy, Mode, Policy, Service
+from tests.paths.leg import Leg
 from tests.paths.test_paths_beyond import NODE, POD, leg, seen_as
-from tests.paths.town import INTERFACES, MARK, PORT, SETTINGS, Leg, Town
+from tests.paths.town import INTERFACES, MARK, PORT, SETTINGS, Town
 
 CLUSTER_IP, SERVICE_PORT, NODE_PORT = "172.20.0.10", 8000, 30080
 
@@ -50,6 +51,7 @@ def serve(
         )
 
 
+@pytest.mark.path("pod to ClusterIP, endpoint in the VPC")
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_an_endpoint_in_the_vpc_sees_the_pod_itself(
@@ -78,6 +80,7 @@ def test_an_endpoint_in_the_vpc_sees_the_pod_itself(
     assert town.walk(pod.netns, CLUSTER_IP, SERVICE_PORT, (0, within)) == (near.pod, pod.address)
 
 
+@pytest.mark.path("pod to ClusterIP, endpoint off the VPC")
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_an_endpoint_off_the_vpc_is_reached_as_if_it_were_called_directly(
@@ -104,6 +107,7 @@ def test_an_endpoint_off_the_vpc_is_reached_as_if_it_were_called_directly(
         assert told == (place.name, shown)
 
 
+@pytest.mark.path("pod to ClusterIP, endpoint itself")
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_pod_reaches_itself_through_its_service(
@@ -121,7 +125,13 @@ def test_a_pod_reaches_itself_through_its_service(
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(each, marks=pytest.mark.path(f"internet to NodePort {each}"))
+        for each in ("Cluster", "Local")
+    ],
+)
 @pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_node_port_is_answered_by_the_interface_it_came_in_by(
     town: Town, proxies: list[KubeProxy], policy: Policy, interface: int
@@ -148,6 +158,7 @@ def test_a_node_port_is_answered_by_the_interface_it_came_in_by(
         assert town.ports_used(NODE_PORT) == {("igw", eni), (eni, "igw")}
 
 
+@pytest.mark.path("internet to NodePort Cluster, pod on another node")
 @pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_node_port_of_policy_cluster_leads_to_another_nodes_pod(
     town: Town, proxies: list[KubeProxy]
@@ -182,6 +193,7 @@ def test_a_node_port_of_policy_local_without_a_pod_here_is_silent(
     assert talk.ask(caller.netns, town.public[0], NODE_PORT) == (pod.pod, caller.address)
 
 
+@pytest.mark.path("pod to NodePort Local of another node")
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("mode", SETTINGS, indirect=True)
 def test_a_pod_calls_a_node_port_of_the_other_node(

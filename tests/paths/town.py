@@ -1,8 +1,7 @@
 """Two nodes with pods on each of three interfaces, all that lies beyond, and who must meet whom how.
 
-`Town.mode` restarts the daemons with other settings; the pods and their connections stay. A `Leg` is a
-conversation as one node must see it: which way out and back, under which addresses, with which marks;
-`Town.walk` holds it against what the node, the VPC and the far node have seen of it, packet by packet.
+`Town.mode` restarts the daemons with other settings; the pods and their connections stay. `Town.walk`
+holds a conversation against what the node, the VPC and the far node have seen of it, packet by packet.
 
 What does not belong here: the table of what is right for which path and setting (the tests).
 """
@@ -13,16 +12,16 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Self
 
 from tests.lab import talk
 from tests.lab.beyond import Beyond
-from tests.lab.hops import Hop, Trail
+from tests.lab.hops import Trail
 from tests.lab.kubelet import Sandbox
 from tests.lab.netns import Netns
 from tests.lab.node import Node
 from tests.lab.whole import Lab
+from tests.paths.leg import Leg, ends, held
 
 MARK = 0x80
 """AWS_VPC_K8S_CNI_CONNMARK, unless set otherwise."""
@@ -49,6 +48,8 @@ DEFAULTS = {
     "AWS_VPC_K8S_CNI_CONNMARK": "0x80",
     "AWS_VPC_K8S_CNI_VETHPREFIX": "eni",
     "AWS_VPC_CNI_NODE_PORT_SUPPORT": "true",
+    "AWS_EXTERNAL_SERVICE_CIDRS": "",
+    "DISABLE_TCP_EARLY_DEMUX": "false",
 }
 """What is set without being asked for, so that a restart takes back what the last one set."""
 
@@ -61,53 +62,6 @@ TABLES = {
     "external": r"^table(?!.*snat to)",
 }
 """By which a listing of the daemon's table tells its mode (regular expressions)."""
-
-
-MASQUERADE = 0x4000
-"""What kube-proxy marks packets with, until it has taken care of them on their way out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """One conversation through a node: it comes in by `into` and goes on by `out`, and back likewise.
-
-    "" instead of a link is the node itself. `source` and `destination` are as the first packet arrives,
-    `seen_source` and `seen_destination` as it leaves. `mark` is that of packets when they are routed on
-    their way out, `answer_mark` on their way back; `kept`: the connection bears the bit, if it is known;
-    `masqueraded`: kube-proxy has marked the first packet, the only one that its rules of nat see.
-    """
-
-    into: str
-    out: str
-    source: str
-    destination: str
-    seen_source: str = ""
-    seen_destination: str = ""
-    mark: int = 0
-    answer_mark: int = 0
-    kept: bool | None = False
-    masqueraded: bool = False
-
-    @property
-    def way(self) -> tuple[str, str, str, str, str]:
-        """The step of being routed on the way out."""
-        return "routed", self.into, self.out, self.source, self.seen_destination or self.destination
-
-    def steps(self) -> dict[tuple[str, str, str, str, str], int]:
-        """(hook, in, out, source, destination) of every hop there must be -> the mark it must have."""
-        frm, to = self.source, self.destination
-        seen_frm, seen_to = self.seen_source or frm, self.seen_destination or to
-        found = {}
-        if self.into:
-            found["arrived", self.into, "", frm, to] = 0
-            found["left", "", self.into, to, frm] = self.answer_mark
-        if self.out:
-            found["left", "", self.out, seen_frm, seen_to] = self.mark
-            found["arrived", self.out, "", seen_to, seen_frm] = 0
-        if self.into and self.out:
-            found[self.way] = self.mark
-            found["routed", self.out, self.into, seen_to, frm] = self.answer_mark
-        return found
 
 
 class Town:
@@ -123,6 +77,7 @@ class Town:
             self.public = [self._publish(node) for node in self.lab.nodes]
             self.lab.start()
             self.now = "prng"
+            self.walked = 0  # conversations that were held against what was seen of them
             # The last acknowledgement of a conversation may come by during the next one.
             self._before: set[frozenset[tuple[str, int]]] = set()
             self.pods = [self._fill(number) for number in range(2)]
@@ -177,15 +132,15 @@ class Town:
     def restart(self, tells: str, settings: dict[str, str], *, nodes: int = 2) -> None:
         """Restart the daemons, or the first node's alone, with these settings besides the defaults.
 
-        They serve pods at once, as before; the settings are in force when the listing of their table
-        matches `tells`.
+        They serve pods at once, as before; the settings are in force when the listing of their table and
+        of the rules for all pods matches `tells`.
         """
 
         def again(node: Node) -> None:
             node.stop_daemon()
             node.start_daemon(**{**DEFAULTS, **settings})
             self.until(
-                lambda: re.search(tells, table_of(node), re.DOTALL),
+                lambda: re.search(tells, settings_of(node), re.DOTALL),
                 f"settings of {node.name} in force",
             )
 
@@ -222,26 +177,50 @@ class Town:
         of it may be seen on a node that has no leg. Returned is what `talk.ask` answers. The
         conversation is told by its ports: `port`, and PORT of endpoints.
         """
-        for trail in (*self.trails.values(), self.vpc):
-            trail.forget()
+        self._look_afresh()
         try:
             answer = talk.ASK[protocol](frm, to, port)
         except OSError as error:
             raise AssertionError(f"{error}; {self.told(port)}") from error
+        self._hold(port, legs, protocol)
+        return answer
+
+    def lost(self, frm: Netns, to: str, port: int, *legs: tuple[int, Leg], wait: float) -> None:
+        """Ask where nobody answers within `wait` seconds: each leg is held to its way out, and no way back."""
+        self._look_afresh()
+        try:
+            answer = talk.ask(frm, to, port, wait=wait)
+        except TimeoutError:
+            self._hold(port, legs, "tcp", answered=False)
+        else:
+            raise AssertionError(f"{answer} has answered; {self.told(port)}")
+
+    def _look_afresh(self) -> None:
+        self.walked += 1
+        for trail in (*self.trails.values(), self.vpc):
+            trail.forget()
+
+    def _hold(
+        self,
+        port: int,
+        legs: tuple[tuple[int, Leg], ...],
+        protocol: str,
+        *,
+        answered: bool = True,
+    ) -> None:
         spoken: set[frozenset[tuple[str, int]]] = set()
         for number, node in enumerate(self.lab.nodes):
-            wanted = [leg for where, leg in legs if where == number]
+            wanted = [each for where, each in legs if where == number]
             hops = [
                 hop
                 for hop in self.trails[node.name].hops(
                     protocol="udp" if protocol == "udp" else "tcp"
                 )
-                if {port, PORT} & {hop.sport, hop.dport} and _ends(hop) not in self._before
+                if {port, PORT} & {hop.sport, hop.dport} and ends(hop) not in self._before
             ]
-            _held(node.name, wanted, hops)
-            spoken |= set(map(_ends, hops))
+            held(node.name, wanted, hops, answered=answered)
+            spoken |= set(map(ends, hops))
         self._before = spoken
-        return answer
 
     @contextlib.contextmanager
     def unobserved(self) -> Iterator[None]:
@@ -309,13 +288,13 @@ class Town:
 
     def _fill(self, number: int) -> dict[int, list[Sandbox]]:
         """Start pods until each interface carries two."""
-        held: dict[int, list[Sandbox]] = {interface: [] for interface in INTERFACES}
+        full: dict[int, list[Sandbox]] = {interface: [] for interface in INTERFACES}
         for n in range(9):
             pod = self.lab.kubelets[number].start(f"pod-{number}-{n}")
-            held[self._interface_of(number, pod)].append(pod)
-            if all(len(pods) >= 2 for pods in held.values()):
-                return held
-        raise AssertionError(f"nine pods did not fill three interfaces: {held}")
+            full[self._interface_of(number, pod)].append(pod)
+            if all(len(pods) >= 2 for pods in full.values()):
+                return full
+        raise AssertionError(f"nine pods did not fill three interfaces: {full}")
 
     def _interface_of(self, number: int, pod: Sandbox) -> int:
         with self.lab.cloud.lock:
@@ -335,40 +314,13 @@ class Town:
                 yield from ((pod.pod, pod.netns) for pod in pods)
 
 
+def settings_of(node: Node) -> str:
+    """What tells which settings are in force: the daemon's table, and the rules for no pod in particular."""
+    rules = node.netns.command("ip", "-4", "rule").splitlines()
+    for_all = [rule for rule in rules if rule.startswith(("1024:", "1535:"))]
+    return "\n".join((table_of(node), *for_all))
+
+
 def table_of(node: Node) -> str:
     """A listing of the daemon's table, without counters."""
     return node.netns.command("nft", "-s", "list", "table", "ip", "vpcledger")
-
-
-def _held(where: str, legs: list[Leg], hops: list[Hop]) -> None:
-    """Each hop is a step of a leg, each step of each leg is there, with its marks."""
-    steps = {step: (leg, mark) for leg in legs for step, mark in leg.steps().items()}
-    told = f"{where} saw:\n" + "\n".join(map(str, hops))
-    found = set()
-    own = {_ends(hop) for hop in hops if hop.hook in {"sent", "delivered"}}
-    local = any(not (leg.into and leg.out) for leg in legs)
-    for hop in hops:
-        # The daemon has conversations of its own meanwhile, with the metadata service for one.
-        if hop.hook in {"sent", "delivered"} or (_ends(hop) in own and not local):
-            continue
-        step = (
-            hop.hook,
-            "" if hop.hook == "left" else hop.into,
-            hop.out,
-            hop.source,
-            hop.destination,
-        )
-        assert step in steps, f"{hop} is no step of {legs}; {told}"
-        leg, mark = steps[step]
-        if leg.masqueraded and step == leg.way and step not in found:
-            mark |= MASQUERADE
-        assert hop.mark == mark, f"{hop} should have mark {mark:#x}; {told}"
-        if hop.hook != "arrived":
-            assert leg.kept in {None, hop.kept}, f"{hop}: the connection's bit; {told}"
-        found.add(step)
-    missing = steps.keys() - found
-    assert not missing, f"not seen: {missing}; {told}"
-
-
-def _ends(hop: Hop) -> frozenset[tuple[str, int]]:
-    return frozenset({(hop.source, hop.sport), (hop.destination, hop.dport)})

@@ -36,6 +36,8 @@ pytestmark = [
 
 PODS, CALLERS = 500, 50
 ROUTER = "169.254.1.1"
+SOON_S = 10.0
+"""While all of them come at once; how soon one thing is mended is the vandals' test to show."""
 
 # linux/rtnetlink.h, linux/if_link.h, linux/netlink.h
 _NEWLINK, _GROUP_LINK, _IFLA_ADDRESS, _IFLA_IFNAME, _REQUEST = 16, 1, 1, 3, 1
@@ -124,7 +126,7 @@ def mistaken(node: Node, boxes: list[Sandbox]) -> dict[str, tuple[str, str]]:
 def test_500_pods_at_once_know_their_routers_whoever_rewrites_macs(
     lab: Lab, tmp_path: Path
 ) -> None:
-    """No addition fails, and each entry is its link's within a second of the last one's answer.
+    """No addition fails, and each entry is its link's soon after the last one's answer.
 
     udevd runs as well, where it can: it finds every one of the links given a MAC, and lets it be.
     """
@@ -137,8 +139,7 @@ def test_500_pods_at_once_know_their_routers_whoever_rewrites_macs(
         rewriter = stack.enter_context(Rewriter(node.netns))
         with ThreadPoolExecutor(CALLERS) as pool:
             list(pool.map(kubelet.add, boxes))
-        live.until(lambda: mistaken(node, boxes[-20:]) == {}, "the last ones' routers", 1.0)
-        assert mistaken(node, boxes) == {}
+        live.until(lambda: mistaken(node, boxes) == {}, "every router's entry", SOON_S)
         assert len(rewriter.rewritten) > PODS * 9 / 10
         if udevd is not None:
             left = udevd.log("udevd").count("MAC address on the device already set by userspace")
