@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ledger import database, integrity, migrate, model, reads
-from reconciler import check_pod, cli_takeover, cli_whatif, errors
+from reconciler import check_pod, cli_audit, cli_takeover, cli_whatif, errors
 from reconciler import settings as knobs
 from reconciler.planner import actions
 
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("--ledger", type=Path, help="a ledger file (default: this node's)")
     backup.set_defaults(run=_backup)
     check_pod.add_parser(commands, _print)
+    cli_audit.add_parser(commands, _print)
     cli_whatif.add_parser(commands, _print)
     cli_takeover.add_parsers(commands, _print)
     return parser

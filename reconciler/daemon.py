@@ -26,6 +26,7 @@ from apscheduler.schedulers import background
 from cni import spool
 from ledger import database, integrity, migrate, model, reads, writes
 from reconciler import (
+    audit,
     cloud,
     cloud_loop,
     host_loop,
@@ -89,7 +90,7 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
         try:
             daemon.start()  # what stops it says why; there is nothing to stop then
             try:
-                end.wait()
+                end.wait(daemon.look_now)
             finally:
                 daemon.stop()
         finally:
@@ -107,18 +108,25 @@ class End:
 
     def __init__(self) -> None:
         """Signals are heard from now on; the main thread has to make it."""
-        self.broken, self._wanted = False, False
+        self.broken, self._wanted, self._look = False, False, False
         self._told, self._tell = socket.socketpair()
         self._tell.setblocking(False)
         signal.set_wakeup_fd(self._tell.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._want())
+        signal.signal(audit.LOOK_NOW, lambda *_: self._want_a_look())
         threading.excepthook = self._thread_died
 
-    def wait(self) -> None:
-        """Until it is time to end."""
+    def wait(self, look: Callable[[], None] = lambda: None) -> None:
+        """Until it is time to end; `look` whenever somebody has asked for one."""
         while not self._wanted:
             self._told.recv(64)
+            if self._look:
+                self._look = False
+                look()
+
+    def _want_a_look(self) -> None:
+        self._look = True
 
     def _want(self) -> None:
         self._wanted = True
@@ -260,6 +268,19 @@ class Daemon:
                 log.warning("a lane did not end in %s s; its intent is in the ledger", STOP_SECONDS)
         self._tick_checkpoint()
         self.ledger.checkpoint()
+
+    def look_now(self) -> None:
+        """Have every lane do now what it would do at its next time: somebody has found a difference."""
+        log.info("a look at everything was asked for")
+        self.cloud_loop.look_again()
+        for lane in (
+            self.kernel_lane,
+            self.nat_lane,
+            self.cloud_lane,
+            self.sandbox_lane,
+            self.tidy_lane,
+        ):
+            lane.ring()
 
     def _lanes(self) -> tuple[lanes.Lane, ...]:
         return (

@@ -239,7 +239,7 @@ def test_with_a_file_in_the_spools_place_it_is_kept_beside_the_socket(plugin: Pl
 
 @pytest.mark.netns
 def test_what_can_be_written_nowhere_is_left_to_the_daemons_own_look(plugin: Plugin) -> None:
-    """Both are read-only: an error would only keep the pod from ending (decision 49)."""
+    """Both are read-only: an error would only keep the pod from ending (decision 52)."""
     with mounted(plugin.spool, "ro"), mounted(plugin.beside, "ro"):
         outcome = plugin.call("DEL")
     assert (outcome.status, outcome.stdout) == (0, b"")
