@@ -29,6 +29,7 @@ Refusal = sqlite3.IntegrityError
 Failure = sqlite3.Error
 """What a transaction may raise when the disk or the schema refuses; for those who may not say SQL."""
 LedgerError = errors.LedgerError
+is_of_the_disk = errors.is_of_the_disk
 
 
 class Statement:

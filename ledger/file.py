@@ -111,10 +111,14 @@ def copy(source: sqlite3.Connection, to: Path) -> None:
     """Copy a whole database by the backup API into one file without a WAL, then put it in place."""
     partial = to.with_name(to.name + ".partial")
     partial.unlink(missing_ok=True)
-    with contextlib.closing(connect(partial, "rwc")) as target:
-        source.backup(target)
-        target.execute("PRAGMA journal_mode=DELETE")
-    partial.replace(to)
+    try:
+        with contextlib.closing(connect(partial, "rwc")) as target:
+            source.backup(target)
+            target.execute("PRAGMA journal_mode=DELETE")
+        partial.replace(to)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # half a copy would only take the room that was missing
+        raise
     sync_folder(to.parent)
 
 

@@ -39,8 +39,11 @@ class Lock:
                 f"{path} is being written by {holder}, which holds {file}. "
                 "Stop that one first, or open the ledger read-only."
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(
+            OSError
+        ):  # for people to read: a full disk must not forbid the lock
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:

@@ -1,6 +1,6 @@
-"""Bring a file to head: copy first, refuse a newer schema, never re-stamp.
+"""Bring a file to head, or down to an older program's schema: copy first, refuse a newer one, never re-stamp.
 
-A new file and one already at head need no alembic, which is imported only to carry an older one over.
+A new file and one already at head need no alembic, which is imported only to carry one over.
 A migration is one transaction: killed anywhere in it, the file is as it was. What a migration does
 does not belong here; it stands in `migrations`.
 """
@@ -52,16 +52,45 @@ def bring_to_head(path: Path, history: History | None = None) -> Brought:
         if found not in revisions:
             raise errors.NewerSchema(file.newer(path, found))
         if found != revisions[-1]:
-            copy = _copy_aside(path, found)
-            try:
-                _upgrade(path, history or shipped())
-            except Exception as error:
-                raise errors.MigrationError(
-                    f"{path} stays at schema {found}: {error}. A copy made before is {copy}."
-                ) from error
+            _carry(path, history or shipped(), found, revisions[-1])
             return "migrated"
         _lay_views_if_changed(path)
         return "unchanged"
+
+
+def take_down(path: Path, to: str, history: History | None = None) -> Path | None:
+    """Carry the ledger at `path` to the older schema `to`, for the program that knows no newer one.
+
+    No lease is lost by it; what that schema has no place for is. Its views are laid by that program.
+    Returns the copy made before, None if there was nothing to do. Raises as `bring_to_head` does, and
+    errors.WrongSchema for a revision that is none, or newer than the file's.
+    """
+    path = path.absolute()
+    revisions = (history or shipped()).revisions
+    with lock.held(path):
+        found = file.revision(path) if path.exists() else None
+        if found is None:
+            raise errors.NotALedger(f"{path} does not exist or is empty")
+        if found not in revisions:
+            raise errors.NewerSchema(file.newer(path, found))
+        lower = revisions[: revisions.index(found) + 1]
+        if to not in lower:
+            raise errors.WrongSchema(
+                f"{path} has schema {found}; it can be taken down to {', '.join(lower[:-1]) or 'none'}"
+            )
+        return None if to == found else _carry(path, history or shipped(), found, to)
+
+
+def _carry(path: Path, history: History, found: str, to: str) -> Path:
+    """Copy, then migrate; the copy's place."""
+    copy = _copy_aside(path, found)
+    try:
+        _migrate(path, history, to)
+    except Exception as error:
+        raise errors.MigrationError(
+            f"{path} stays at schema {found}: {error}. A copy made before is {copy}."
+        ) from error
+    return copy
 
 
 def _create(path: Path) -> None:
@@ -85,7 +114,7 @@ def _copy_aside(path: Path, found: str) -> Path:
     return aside
 
 
-def _upgrade(path: Path, history: History) -> None:
+def _migrate(path: Path, history: History, to: str) -> None:
     """Run alembic inside one transaction that also holds the views and the check of references."""
     from alembic import command
     from alembic.config import Config
@@ -100,8 +129,11 @@ def _upgrade(path: Path, history: History) -> None:
         with engine.begin() as connection:
             _drop_views(raw)
             config.attributes["connection"] = connection
-            command.upgrade(config, history.revisions[-1])
-            _lay_views(raw)
+            if to == history.revisions[-1]:
+                command.upgrade(config, to)
+                _lay_views(raw)
+            else:
+                command.downgrade(config, to)
             broken = raw.execute("PRAGMA foreign_key_check").fetchall()
             if broken:
                 raise sqlite3.IntegrityError(f"migration leaves references open: {broken[:5]}")

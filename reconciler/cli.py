@@ -30,6 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (errors.VpcledgerError, database.LedgerError, migrate.MigrationError) as refused:
         print(f"vpcledger: {refused}", file=sys.stderr)
         return 1
+    except database.Failure as failed:
+        print(
+            f"vpcledger: the ledger or its disk says: {failed}; see that there is room on the disk, then"
+            " ask vpcledger integrity",
+            file=sys.stderr,
+        )
+        return 1
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -70,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("to", type=Path, metavar="FILE", help="the copy; replaced when it is whole")
     backup.add_argument("--ledger", type=Path, help="a ledger file (default: this node's)")
     backup.set_defaults(run=_backup)
+    downgrade = commands.add_parser(
+        "downgrade", help="take the ledger down to an older program's schema; the daemon is stopped"
+    )
+    downgrade.add_argument("revision", help="that program's newest schema, as its refusal names it")
+    downgrade.add_argument("--ledger", type=Path, help="a ledger file (default: this node's)")
+    downgrade.set_defaults(run=_downgrade)
     check_pod.add_parser(commands, _print)
     cli_audit.add_parser(commands, _print)
     cli_whatif.add_parser(commands, _print)
@@ -142,6 +155,17 @@ def _backup(arguments: argparse.Namespace, settings: knobs.Settings, _: object) 
         )
     with database.Ledger.open(source, read_only=True) as book:
         book.backup(to)
+    return 0
+
+
+def _downgrade(arguments: argparse.Namespace, settings: knobs.Settings, _: object) -> int:
+    path = arguments.ledger or Path(settings.ledger_path)
+    copy = migrate.take_down(path, arguments.revision)
+    print(
+        f"{path} has schema {arguments.revision} now; a copy made before is {copy}"
+        if copy
+        else f"{path} has schema {arguments.revision} already"
+    )
     return 0
 
 
