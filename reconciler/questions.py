@@ -6,7 +6,7 @@ the kernel, and why there is no address, do not belong here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from reconciler import errors, jobs, refusals
 from reconciler import loop as loops
 from reconciler import settings as knobs
 from reconciler.planner import drift, wiring
+from reconciler.sweeper import DISAGREES
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +66,26 @@ class Questions:
             and (lease.container_id, lease.ifname) not in listed
         ]
         observed = self.loop.kernel.observe() if unlisted else model.Unknown("nothing to ask", 0)
-        dead: list[model.Lease] = []
-        for lease in unlisted:
-            if isinstance(observed, model.Unknown) or _veth_lives(lease, observed):
-                text = f"GC leaves out {lease.container_id}, but {lease.host_ifname} is alive"
-                with self.ledger.write() as tx:
-                    writes.open_finding(tx, "gc_disagrees", lease.container_id, text, self.clock())
-            else:
-                dead.append(lease)
+        alive = [lease for lease in unlisted if _may_live(lease, observed)]
+        dead = [lease for lease in unlisted if lease not in alive]
+        self._tell_of_disagreement(alive)
         refused = self.loop.end_leases([(lease, "gc") for lease in dead])
         if dead:
             self.ring_cloud(False)
         if refused:  # as much as could be was removed first (section GC)
             raise errors.TryLater("kernel_error", "; ".join(refused.values()))
         jobs.succeed(self.ledger, job, self.clock())
+
+    def _tell_of_disagreement(self, alive: Sequence[model.Lease]) -> None:
+        now = self.clock()
+        named = {lease.container_id for lease in alive}
+        with self.ledger.write() as tx:
+            for lease in alive:
+                text = f"GC leaves out {lease.container_id}, but {lease.host_ifname} is alive"
+                writes.open_finding(tx, DISAGREES, lease.container_id, text, now)
+            for code, subject in reads.open_findings(tx):
+                if code == DISAGREES and subject not in named:
+                    writes.close_finding(tx, code, subject, now)
 
     def status(self, job: jobs.Job) -> None:
         """Can one more pod be served now? Error 50 with the reason if not (section STATUS)."""
@@ -107,6 +114,10 @@ def _addresses(result: Mapping[str, Any] | None) -> list[object]:
     listed = (result or {}).get("ips")
     ips = listed if isinstance(listed, list) else []
     return [ip.get("address") for ip in ips if isinstance(ip, dict)]
+
+
+def _may_live(lease: model.Lease, observed: model.ObservedKernel | model.Unknown) -> bool:
+    return isinstance(observed, model.Unknown) or _veth_lives(lease, observed)
 
 
 def _veth_lives(lease: model.Lease, observed: model.ObservedKernel) -> bool:

@@ -18,7 +18,7 @@ from reconciler.providers import netns
 
 log = logging.getLogger(__name__)
 
-DOUBT, SILENT = "sandbox_doubtful", "runtime_silent"
+DOUBT, SILENT, DISAGREES = "sandbox_doubtful", "runtime_silent", "gc_disagrees"
 
 
 @dataclass(slots=True)
@@ -69,8 +69,11 @@ class Sweeper:
                 says = f"{lease.pod_namespace}/{lease.pod_name} at {lease.address}: {text}"
                 writes.open_finding(tx, DOUBT, container_id, says, now)
                 writes.doubt(tx, lease.id, now)
+            held = {lease.container_id for lease in reads.open_leases(tx)}
             for code, subject in reads.open_findings(tx):
-                if code == DOUBT and subject not in doubtful:
+                if (code == DOUBT and subject not in doubtful) or (
+                    code == DISAGREES and subject not in held
+                ):
                     writes.close_finding(tx, code, subject, now)
             for lease in judged.fine:
                 if lease.state == "in_doubt":

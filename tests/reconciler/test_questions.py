@@ -168,6 +168,8 @@ def test_gc_does_not_end_a_sandbox_whose_link_lives(door: Door) -> None:
     assert pod.pings("10.0.0.4")
     found = door.rows("SELECT code, subject FROM v_findings WHERE closed IS NULL")
     assert found == [{"code": "gc_disagrees", "subject": pod.container}]
+    collect(door, pod)
+    assert door.rows("SELECT 1 FROM v_findings WHERE closed IS NULL") == []
 
 
 def test_a_link_whose_other_end_is_gone_speaks_for_no_sandbox(door: Door) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,19 @@ class Node:
     def reasons(self) -> list[str]:
         ended = "SELECT reason FROM v_leases WHERE state = 'ended' ORDER BY id"
         return [row["reason"] for row in self.door.rows(ended)]
+
+
+def test_what_gc_said_of_a_sandbox_ends_with_its_lease(door: Door) -> None:
+    """The runtime may never collect again."""
+    node, pod = Node(door), door.added()
+    nobody: dict[str, Any] = {"cni.dev/valid-attachments": []}
+    door.call("GC", cniVersion="1.1.0", **nobody)
+    open_now = "SELECT code FROM v_findings WHERE closed IS NULL"
+    node.passes(1)
+    assert door.rows(open_now) == [{"code": "gc_disagrees"}]
+    door.call("DEL", pod)
+    node.passes(1)
+    assert door.rows(open_now) == []
 
 
 def test_a_sandbox_that_went_without_a_deletion_is_swept(door: Door) -> None:
