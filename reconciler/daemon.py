@@ -29,6 +29,7 @@ from reconciler import (
     audit,
     cloud,
     cloud_loop,
+    disk,
     host_loop,
     lanes,
     logs,
@@ -77,26 +78,44 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     inheritance = upstream.observe(settings.checkpoint, settings.cni_cache_dir)  # root's files
     privileges.become(settings.uid)
     logs.start(settings.log_level, settings.log_file)
-    aside = integrity.make_sound(Path(settings.ledger_path))
+    try:
+        book = disk.until_it_takes(lambda: _open(settings, readings), end.within)
+        if book is not None:
+            with book:
+                _serve(Daemon(book, settings, publisher, inheritance, asking.observe), end)
+    finally:
+        publisher.close()
+        asking.close()
+    return 1 if end.broken else 0
+
+
+def _open(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> database.Ledger:
+    """The ledger, sound and at head, with the settings of this start in it."""
+    path = Path(settings.ledger_path)
+    aside = integrity.make_sound(path)
     if aside is not None:
         log.error("the ledger was damaged and lies at %s now; a new one begins", aside)
-    migrate.bring_to_head(Path(settings.ledger_path))
-    with database.Ledger.open(Path(settings.ledger_path)) as book:
+    migrate.bring_to_head(path)
+    book = database.Ledger.open(path)
+    try:
         with book.write() as tx:
             writes.record_settings(
                 tx, [(r.name, r.value, r.raw, r.source) for r in readings], clock()
             )
-        daemon = Daemon(book, settings, publisher, inheritance, asking.observe)
-        try:
-            daemon.start()  # what stops it says why; there is nothing to stop then
-            try:
-                end.wait(daemon.look_now)
-            finally:
-                daemon.stop()
-        finally:
-            publisher.close()
-            asking.close()
-    return 1 if end.broken else 0
+    except BaseException:
+        book.close()
+        raise
+    return book
+
+
+def _serve(daemon: Daemon, end: End) -> None:
+    if not disk.until_it_takes(daemon.recover, end.within):
+        return
+    daemon.start()  # what stops it says why; there is nothing to stop then
+    try:
+        end.wait(daemon.look_now)
+    finally:
+        daemon.stop()
 
 
 class End:
@@ -127,6 +146,15 @@ class End:
 
     def _want_a_look(self) -> None:
         self._look = True
+
+    def within(self, seconds: float) -> bool:
+        """Wait so long for it; True once it is time to end."""
+        self._told.settimeout(seconds)
+        with contextlib.suppress(TimeoutError):
+            while not self._wanted:
+                self._told.recv(64)
+        self._told.settimeout(None)
+        return self._wanted
 
     def _want(self) -> None:
         self._wanted = True
@@ -239,10 +267,14 @@ class Daemon:
             self._scheduler.add_job(lane.ring, "interval", seconds=seconds, coalesce=True)
         _now_and_then(self._scheduler, self._sweep, self.settings.sweep_interval_s)
 
-    def start(self) -> None:
-        """Recover, open the door, then start everything that may be slow or down."""
+    def recover(self) -> bool:
+        """What the last run left is seen to, from ledger and kernel alone. May be tried again."""
         recovery.tell_of_damage(self.ledger, clock)
         recovery.first_minute(self.ledger, self.loop, self.boot_id, self.spools, clock)
+        return True
+
+    def start(self) -> None:
+        """Open the door, then start everything that may be slow or down."""
         self.server.start()
         log.info("serving on %s", self.settings.socket_path)
         for lane in self._lanes():
@@ -266,8 +298,10 @@ class Daemon:
         for lane in self._lanes():
             if not lane.stop(STOP_SECONDS):
                 log.warning("a lane did not end in %s s; its intent is in the ledger", STOP_SECONDS)
-        self._tick_checkpoint()
-        self.ledger.checkpoint()
+        try:
+            self._tick_checkpoint()
+        except database.Failure:
+            log.exception("the last checkpoint was not made; the next start does without")
 
     def look_now(self) -> None:
         """Have every lane do now what it would do at its next time: somebody has found a difference."""

@@ -257,7 +257,7 @@ def _spawn(node: Node) -> None:
         node.daemon = node.netns.run(
             subprocess.Popen,
             [nodes._product(), "daemon"],
-            env=node._environment(),
+            env=node.environment_of_product(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -130,7 +130,7 @@ class Node:
         return self.netns.run(
             subprocess.run,
             argv,
-            env=self._environment(),
+            env=self.environment_of_product(),
             capture_output=True,
             text=True,
             check=False,
@@ -143,20 +143,24 @@ class Node:
         Raises DaemonFailed with the end of the log.
         """
         self.environment.update(settings)
+        self.begin_daemon()
+        self.await_ready()
+
+    def begin_daemon(self) -> None:
+        """Install and start the product; nobody waits for it."""
         installed = self.product("install")
         if installed.returncode:
             raise DaemonFailed(f"{self.name}: vpcledger install: {installed.stderr.strip()}")
         with self.log.open("ab") as log:
             self.daemon = self.netns.run(
                 subprocess.Popen,
-                [_product(), "daemon"],
-                env=self._environment(),
+                self.daemon_command(),
+                env=self.environment_of_product(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        self._await_ready()
 
     def stop_daemon(self) -> int | None:
         """SIGTERM, as kubelet stops a pod; its exit status, or None if there was none."""
@@ -195,7 +199,12 @@ class Node:
         self.daemon = None
         return code
 
-    def _environment(self) -> dict[str, str]:
+    @staticmethod
+    def daemon_command() -> list[str]:
+        """What the container of the daemon runs."""
+        return [_product(), "daemon"]
+
+    def environment_of_product(self) -> dict[str, str]:
         """Built from nothing: a developer's AWS_* or proxy variables must not reach the daemon."""
         return {
             "PATH": os.environ["PATH"],
@@ -216,19 +225,23 @@ class Node:
             **self.environment,
         }
 
-    def _await_ready(self) -> None:
+    def await_ready(self) -> None:
         """Wait for the file the runtime waits for, and (it outlives a daemon) for somebody to listen.
 
         The events are a rename in a folder and a listen(2); the standard library has no inotify, so
         both are looked for every 20 ms until a deadline, or until the daemon has ended.
         """
         deadline = time.monotonic() + _READY_DEADLINE
-        while not (any(self.conf.glob("*.conflist")) and any(map(_listens, self.run.iterdir()))):
+        while not (any(self.conf.glob("*.conflist")) and self.is_served()):
             ended = self.daemon.poll() if self.daemon else None
             if ended is not None or time.monotonic() > deadline:
                 what = f"ended with {ended}" if ended is not None else "was not ready in time"
                 raise DaemonFailed(f"{self.name}: the daemon {what}; {self.log}:\n{self.tail()}")
             time.sleep(0.02)
+
+    def is_served(self) -> bool:
+        """Does somebody listen in the folder of sockets?"""
+        return any(map(_listens, self.run.iterdir()))
 
     def tail(self, lines: int = 20) -> str:
         """The last lines of the daemon's log."""
