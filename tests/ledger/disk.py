@@ -29,8 +29,8 @@ class Record:
     data: bytes
 
 
-def run(story: str, folder: Path, log: Path, built: Path) -> list[Record]:
-    """Run a Python program on the recording disk; what it did to files below `folder`, in order."""
+def run(story: str, folder: Path, log: Path | None, built: Path) -> list[Record]:
+    """Run a Python program on the recording disk; what it did to files below `folder`, in order, if there is a log."""
     library = built / "disk.so"
     if not library.exists():
         subprocess.run(
@@ -39,14 +39,15 @@ def run(story: str, folder: Path, log: Path, built: Path) -> list[Record]:
     done = subprocess.run(
         [sys.executable, "-c", story],
         env=os.environ
-        | {"LD_PRELOAD": str(library), "DISK_FOLDER": str(folder), "DISK_LOG": str(log)},
+        | {"LD_PRELOAD": str(library), "DISK_FOLDER": str(folder)}
+        | ({"DISK_LOG": str(log)} if log else {}),
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return list(_read(log.read_bytes())) if log.exists() else []
+    return list(_read(log.read_bytes())) if log and log.exists() else []
 
 
 def _read(raw: bytes) -> Iterator[Record]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cni import wire
 from ledger import database, migrate, model, reads, writes
-from reconciler import loop, verbs
+from reconciler import loop, recovery, verbs
 from reconciler import settings as knobs
 from reconciler.call import Call
 from reconciler.providers import kernel
@@ -113,6 +113,7 @@ class Door:
         self.rings: list[bool] = []
         self.wakes: list[int] = []
         self.own = os.dup(self.node.fd)
+        self.spool = folder / "spool"
         self.verbs = verbs.Verbs(
             self.ledger, self.loop, self.settings, "boot-1", self.clock,
             self.rings.append, self.wakes.append, self.own,
@@ -196,9 +197,21 @@ class Door:
             for fd in fds:
                 os.close(fd)
             fds.clear()
+            if not frame:  # given back: the launcher keeps it and reports success
+                self._keep(request)
+                frame = wire.encode_reply(wire.Reply())
             self.replies.append(Answer(wire.decode_reply(frame[4:])))
 
         return Call(request, list(fds), lambda: False, end)
+
+    def _keep(self, request: wire.Request) -> None:
+        self.spool.mkdir(exist_ok=True)
+        body = wire.encode_request(wire.Request(request.env, request.stdin))
+        (self.spool / f"{len(self.replies)}-1-1.del").write_bytes(body)
+
+    def drain(self) -> frozenset[tuple[str, str]]:
+        """Take in what was kept, as the daemon does before an addition and every minute."""
+        return recovery.take_spools_in(self.ledger, self.loop, [self.spool], self.clock)
 
     def environment(self, verb: str, pod: Pod | None) -> dict[str, str]:
         env = {"CNI_COMMAND": verb, "CNI_PATH": "/opt/cni/bin"}

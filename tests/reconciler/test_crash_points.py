@@ -1,14 +1,17 @@
-"""The daemon's inside ends at any point of its work, as by kill -9, and is started again (I7, I8).
+"""The daemon ends by SIGKILL at any point of its work and is started again (I7, I8).
 
-A forked child serves calls; the n-th time it is about to run SQL or to send something to the kernel, or
-has just done so, it is gone. Nothing in it is prepared for that. What the runtime does then is what it does
-always: it deletes what was not answered, and goes on.
+Nothing in it is prepared for that. What the runtime does then is what it does always: it deletes what was not
+answered, and goes on. Once one call after the other, where each point of a short story is tried and everything is
+looked at after each; once with sixteen callers, where a thousand deaths follow each other.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -19,7 +22,14 @@ import pytest
 from ledger import integrity, writes
 from reconciler import recovery
 from tests.lab import spaces
+from tests.lab.node import Node
+from tests.lab.stream import Stream
+from tests.lab.whole import Lab
+from tests.reconciler import live, mortal
+from tests.reconciler.crowd import Crowd
 from tests.reconciler.door import Door, Pod
+from tests.reconciler.test_callers import leased, wired
+from tests.reconciler.test_kill import agree
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -41,10 +51,10 @@ class Countdown:
         if event in {"c_call", "c_return"} and getattr(what, "__name__", "") in POINTS:
             self.left -= 1
             if self.left == 0:
-                os._exit(137)
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live(folder: Path, node: spaces.Netns, pods: list[Pod], point: int) -> tuple[bool, list[str]]:
+def lived(folder: Path, node: spaces.Netns, pods: list[Pod], point: int) -> tuple[bool, list[str]]:
     """One life that ends at `point`: whether it ended by itself before, and the calls it answered."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -70,7 +80,7 @@ def live(folder: Path, node: spaces.Netns, pods: list[Pod], point: int) -> tuple
     with os.fdopen(reading) as told:
         answered = told.read().splitlines()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in {DONE, 137}, f"the child failed by itself: {status}"
+    assert status in {DONE, -signal.SIGKILL}, f"the child failed by itself: {status}"
     return status == DONE, answered
 
 
@@ -90,7 +100,7 @@ def test_it_may_end_at_any_point(tmp_path: Path, node: spaces.Netns, first: int)
         folder = tmp_path / str(point)
         folder.mkdir()
         pods = [Pod(f"{point}-{n}") for n in range(3)]
-        ended, answered = live(folder, node, pods, point)
+        ended, answered = lived(folder, node, pods, point)
         _expect(folder, node, pods, answered)
         for pod in pods:
             pod.close()
@@ -141,3 +151,102 @@ def _expect(folder: Path, node: spaces.Netns, pods: list[Pod], answered: list[st
         door.kernel.close()
         door.ledger.close()
         os.close(door.own)
+
+
+CALLERS, LIVES = 16, 1_000
+ACTS = 151
+"""A life ends at one of so many acts, each of them as often: a prime number of them."""
+STRIDE = 67
+BORN = 100
+"""One life in so many is a process with nothing of another's in it."""
+POOL = {"WARM_IP_TARGET": "1", "MINIMUM_IP_TARGET": "70", "IP_COOLDOWN_PERIOD": "0"}
+"""Addresses enough for all of them, so that none waits for EC2."""
+
+
+def die_a_thousand_times(node: Node, crowd: Crowd, library: Path) -> tuple[list[int], Counter[str]]:
+    """The crowd's steps while one life follows another, and before what those ended."""
+    over, steps = threading.Event(), []
+    working = threading.Thread(target=lambda: steps.extend(crowd.run(over)))
+    with mortal.Mortal(node, library) as daemon:
+        working.start()
+        for number in range(1, LIVES + 1):
+            one = daemon.born if number % BORN == 0 else daemon.live
+            assert one(1 + number * STRIDE % ACTS) == -signal.SIGKILL, node.tail()
+        over.set()
+    node.start_daemon()  # the last one lives, and the steps that were begun end
+    working.join()
+    return steps, daemon.deaths()
+
+
+def end_state(node: Node, crowd: Crowd) -> dict[str, object]:
+    """Wait until ledger, kernel and runtime agree, and say what there is, without numbers and addresses."""
+    crowd.collect()
+    pods = {(box.name, box.address) for box in crowd.pods()}
+    open_now = "SELECT pod_name, address, state FROM v_pods WHERE pod_namespace = 'crowd'"
+
+    def held() -> set[tuple[str, str]]:
+        return {(row["pod_name"], row["address"]) for row in live.rows(node, open_now)}
+
+    live.same(held, lambda: pods, "a lease for each pod of the runtime's and no other")
+    live.same(lambda: wired(node), lambda: leased(node), "the kernel has what leases say")
+    live.until(lambda: not live.findings(node), f"no finding left: {live.findings(node)}")
+    live.settle(node)
+    counted = "SELECT state, count(*) AS n FROM v_addresses GROUP BY state ORDER BY state"
+    return {
+        "pods": {name for name, _ in pods},
+        "states": {row["state"] for row in live.rows(node, open_now)},
+        "addresses": live.rows(node, counted),
+        "in doubt": live.rows(node, "SELECT 1 FROM v_intents WHERE ended_at IS NULL"),
+        "out of service": live.rows(node, "SELECT 1 FROM v_objects WHERE state = 'removing'"),
+        "spooled": [each for at in (node.state, node.run) for each in at.glob("spool/*.del")],
+    }
+
+
+@pytest.mark.timeout(900)
+def test_a_thousand_deaths_among_sixteen_callers(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nothing that was answered is lost, nothing is there twice or left over, and who is not concerned notices nothing.
+
+    Afterwards the same steps are made on another node whose daemon nobody kills: it ends as this one.
+    """
+    with Lab(nodes=2, instance_type="m5.4xlarge", attach_delay=0.1, throttle=None) as lab:
+        lab.start(**POOL)
+        node, other = lab.nodes
+        still = lab.kubelets[0].start_all(["still-0", "still-1"])
+        peer, _ = lab.kubelets[1].start_all(["peer", "spare"])
+        lab.on_each(live.settle, lab.nodes)
+        node.stop_daemon()
+        crowd = Crowd(lab.kubelets[0], CALLERS)
+        streams = [
+            Stream(still[0].netns, peer.address, interval=0.05),
+            Stream(peer.netns, still[1].address, interval=0.05),
+        ]
+
+        steps, deaths = die_a_thousand_times(
+            node, crowd, mortal.built(tmp_path_factory.getbasetemp())
+        )
+        end = end_state(node, crowd)
+        reports = [stream.stop() for stream in streams]
+
+        assert crowd.wrong == []
+        assert sum(deaths.values()) == LIVES
+        assert min(deaths["a write"], deaths["a message to the kernel"]) > LIVES // 5, deaths
+        assert min(deaths["a sync"], deaths["a message to a process"]) > LIVES // 100, deaths
+        assert min(crowd.calls.values()) > LIVES // 100, crowd.calls
+        assert [report.lost for report in reports] == [0, 0]
+        assert lab.fabric.drops() == {}
+        agree(lab)
+        for box in crowd.pods():
+            assert f" {box.address}/32 " in box.netns.command("ip", "-o", "-4", "address")
+            box.netns.command("ping", "-c1", "-w5", node.address)
+
+        unkilled = Crowd(lab.kubelets[1], CALLERS)
+        assert unkilled.run(threading.Event(), steps) == steps
+        assert end_state(other, unkilled) == end
+        assert unkilled.wrong == []
+
+        crowd.stop_all()
+        unkilled.stop_all()
+        assert wired(node) == leased(node)
+        assert len(live.rows(node, "SELECT 1 FROM v_pods")) == len(still)
