@@ -313,6 +313,7 @@ class Desired:
     """All a plan needs of the ledger, read in one snapshot: open rows only.
 
     `took_over`: another CNI ran this node, and what it made beside what we want is ours to clear away.
+    `excluded` are subnets that their tags keep pods out of.
     """
 
     node: Node | None
@@ -324,6 +325,7 @@ class Desired:
     intents: tuple[Intent, ...] = ()
     took_over: bool = False
     scheduling: Scheduling | None = None
+    excluded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,12 +346,24 @@ class ObservedEni:
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedSubnet:
+    """A subnet's tags as EC2 shows them."""
+
+    subnet_id: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ObservedCloud:
-    """What EC2 (`source` 'ec2') or IMDS ('imds') showed at `at`."""
+    """What EC2 (`source` 'ec2') or IMDS ('imds') showed at `at`.
+
+    `subnets` are the node's and its interfaces', None if they were not asked for or not told.
+    """
 
     at: int
     source: Literal["ec2", "imds"]
     enis: tuple[ObservedEni, ...] = ()
+    subnets: tuple[ObservedSubnet, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from reconciler import clock as clocks
 from reconciler import cloud as clouds
 from reconciler import errors, pause, quarantine, record, scheduling, veto
 from reconciler import settings as knobs
-from reconciler.planner import actions, budget, cordon, leaks, upkeep
+from reconciler.planner import actions, budget, cordon, leaks, subnets, upkeep
 from reconciler.planner import plan as planner
 from reconciler.providers import ec2
 
@@ -248,6 +248,9 @@ class CloudLoop:
                 return False
             writes.close_finding(tx, "ec2_down", "", now)
             changed = writes.adopt(tx, seen, now, imds_only=self.settings.imds_only)
+            if seen.subnets is not None:
+                reasons = subnets.excluded(seen.subnets, self.settings)
+                changed |= writes.record_excluded(tx, reasons, now)
             if heritage is not None:
                 heritage.enter(tx, seen)
             changed |= self._quarantine.judge(tx, seen, in_use, now)

@@ -21,6 +21,8 @@ REASONS: dict[str, str] = {
     "subnet_full": "The subnet has no free address left. Add subnets or free addresses.",
     "address_lost": "EC2 took a live pod's address away and gave it to another interface, so it can not be asked"
     " back: delete the pod, for it gets no packets.",
+    "subnet_excluded": "The node's subnet has tags that keep pods out of it (kubernetes.io/role/cni=0, or another"
+    " cluster's); change them, or unset VPCLEDGER_SUBNET_TAGS.",
     "throttled": "EC2 is throttling the account; the call will be retried after its back-off.",
     "ec2_denied": "EC2 refused for lack of an IAM permission. Add it to the node's role.",
     "ec2_error": "EC2 answered with an error; see the api_calls view for its code and text.",

@@ -60,6 +60,8 @@ def no_address(tx: database.Read, settings: knobs.Settings, now: int) -> NoAddre
         return NoAddress(errors.TryLater("cooling", _in(cooled_at - now)), soon, cooled_at)
     if rests and capacity.could_grow:
         return NoAddress(errors.TryLater(cordon.CORDONED), may_come=False)
+    if desired.node.subnet_id in desired.excluded and not rests:
+        return NoAddress(errors.Full("subnet_excluded", desired.node.subnet_id), may_come=False)
     detail = f"{capacity.max_addresses} addresses on {capacity.enis} interfaces, all leased"
     return NoAddress(errors.Full("node_full", detail), may_come=False)
 

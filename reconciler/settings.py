@@ -239,6 +239,12 @@ class Settings:
     such card then has a pool of its own that keeps one address free, and a pod that finds none on the first
     card gets one there. False leaves those cards to others. A pod has one interface in either case."""
 
+    subnet_tags: bool = knob("VPCLEDGER_SUBNET_TAGS", False, _boolean)
+    """Whether a subnet's tags can keep pods out of it, as with the VPC CNI's subnet discovery: those with
+    kubernetes.io/role/cni=0, and those with that tag and other clusters' cni.networking.k8s.aws/cluster/ tags
+    but not CLUSTER_NAME's. No interface is made there; one that is there gets no new pod, and what no pod
+    uses is given back. Costs one more EC2 call at each look. Further subnets are not searched for."""
+
     cluster_name: str = knob("CLUSTER_NAME", "", _text)
     """The cluster's name, written as a tag on the interfaces we make."""
 

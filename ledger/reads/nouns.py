@@ -212,7 +212,12 @@ _FINDINGS = Statement(
         schema.findings.c.closed_at.is_(None)
     )
 )
-_usable = (_enis.c.state == schema.word("usable")) & (_enis.c.managed == _ONE)
+_EXCLUDED = Statement(select(schema.excluded_subnets.c.subnet_id))
+_usable = (
+    (_enis.c.state == schema.word("usable"))
+    & (_enis.c.managed == _ONE)
+    & _enis.c.subnet_id.not_in(select(schema.excluded_subnets.c.subnet_id))
+)
 _rested = _addresses.c.cooling_until <= bindparam("now")
 _free = (
     (_leases.c.id.is_(None))
@@ -270,6 +275,7 @@ def desired(tx: Read, now: int) -> model.Desired:
         intents=tuple(map(rows.intent, tx.all(_INTENTS, now=now))),
         took_over=took_over(tx),
         scheduling=scheduling(tx),
+        excluded=frozenset(subnet_id for (subnet_id,) in tx.all(_EXCLUDED)),
     )
 
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from ledger.schema.cloud import addresses, boots, enis, metadata, node, prefixes, scheduling
+from ledger.schema.cloud import (
+    addresses,
+    boots,
+    enis,
+    excluded_subnets,
+    metadata,
+    node,
+    prefixes,
+    scheduling,
+)
 from ledger.schema.columns import word
 from ledger.schema.pods import cni_requests, installed, late_deletes, leases
 from ledger.schema.record import api_calls, findings, intents, journal, settings, takeovers
@@ -27,6 +36,7 @@ __all__ = [
     "cni_requests",
     "ddl",
     "enis",
+    "excluded_subnets",
     "findings",
     "installed",
     "intents",
@@ -45,7 +55,7 @@ __all__ = [
 APPLICATION_ID = 0x76706C67
 """'vplg': the mark in the file's header by which a ledger is told from any other SQLite file."""
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every revision there ever was, oldest first; the last is the head, which `ddl` makes."""
 
 _STAMP = (

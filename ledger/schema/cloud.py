@@ -48,6 +48,16 @@ scheduling = Table(
     sqlite_strict=True,
 )
 
+excluded_subnets = Table(
+    "excluded_subnets",
+    metadata,
+    text("subnet_id", "EC2's id.", key=True),
+    text("reason", "The tag that says so."),
+    moment("seen_at", "When EC2 first showed it."),
+    comment="Subnets that their tags keep pods out of (VPCLEDGER_SUBNET_TAGS).",
+    sqlite_strict=True,
+)
+
 boots = Table(
     "boots",
     metadata,

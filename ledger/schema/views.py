@@ -59,10 +59,12 @@ _USE = f"""CASE WHEN addresses.state <> 'assigned' THEN addresses.state
     WHEN leases.id IS NOT NULL THEN 'leased'
     WHEN addresses.absent_since IS NOT NULL THEN 'absent'
     WHEN addresses.cooling_until > {NOW} THEN 'cooling'
-    WHEN enis.state <> 'usable' OR enis.managed = 0 THEN 'unusable' ELSE 'free' END"""
+    WHEN enis.state <> 'usable' OR enis.managed = 0 THEN 'unusable'
+    WHEN enis.subnet_id IN (SELECT subnet_id FROM excluded_subnets) THEN 'unusable'
+    ELSE 'free' END"""
 _USE_SAYS = (
     "free, leased, cooling, absent (observations miss it), unusable (its interface is not wired yet, "
-    "draining or not ours), quarantine, releasing or released; computed when asked. An address in quarantine may be leased all the same: see lease_id."
+    "draining, not ours or in an excluded subnet), quarantine, releasing or released; computed when asked. An address in quarantine may be leased all the same: see lease_id."
 )
 _LEASED = """(SELECT count(*) FROM leases l
     WHERE l.eni_id = enis.eni_id AND l.ended_at IS NULL)"""

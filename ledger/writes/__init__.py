@@ -2,7 +2,7 @@
 
 `leases` who holds an address, `cloud` what EC2 lets us have and `adoption` what it shows, `kernel` what
 we installed, `intents` what was asked of EC2, `record` what was said and found, `clock` that time went
-back, `scheduling` what the cluster's API said, `takeover` what another CNI left. Reading does not belong here.
+back, `scheduling` what the cluster's API said, `subnets` which are excluded, `takeover` what another CNI left. Reading does not belong here.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ from ledger.writes.record import (
     record_settings,
 )
 from ledger.writes.scheduling import record_scheduling
+from ledger.writes.subnets import record_excluded
 from ledger.writes.takeover import adopt_lease, hand_back, record_takeover
 
 __all__ = [
@@ -111,6 +112,7 @@ __all__ = [
     "prune",
     "record_boot",
     "record_call",
+    "record_excluded",
     "record_node",
     "record_request",
     "record_scheduling",

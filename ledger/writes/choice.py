@@ -47,7 +47,11 @@ def _leased(eni_id: ColumnElement[str]) -> ScalarSelect[int]:
 
 _FULLEST = Statement(
     select(_enis.c.eni_id)
-    .where(_enis.c.state == schema.word("usable"), _enis.c.managed == _ONE)
+    .where(
+        _enis.c.state == schema.word("usable"),
+        _enis.c.managed == _ONE,
+        _enis.c.subnet_id.not_in(select(schema.excluded_subnets.c.subnet_id)),
+    )
     .order_by(_enis.c.card, _leased(_enis.c.eni_id).desc(), _enis.c.device)
 )
 # Every open lease has a live address row, so an interface without a surplus cannot have a free one.

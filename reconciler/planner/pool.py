@@ -44,14 +44,20 @@ def capacity(desired: model.Desired, settings: knobs.Settings, limit: limits.Lim
     for card in cards.used(desired, settings, limit):
         held = stock.count(desired, model.Unknown("not asked", 0), 0, prefixed=prefixed, card=card)
         most = targets.most_enis(settings, limit, card)
-        usable += max(most - (held.enis - _ours(held)), 0)
+        places = max(most - (held.enis - _ours(held)), 0)
+        usable += min(places, _ours(held)) if _subnet_excluded(desired) else places
         arriving = any(
             h.eni.state != "usable" and len(h.leased) < len(h.addresses) for h in held.holdings
         )
         room = any(h.occupied < limit.slots for h in held.holdings)
-        grow |= arriving or room or held.coming > 0 or held.enis < most
+        makes = held.enis < most and not _subnet_excluded(desired)
+        grow |= arriving or room or held.coming > 0 or makes
     each = limit.slots * (stock.PREFIX_SIZE if prefixed else 1)
     return Capacity(usable * each, usable, grow, "growing" if grow else "node_full")
+
+
+def _subnet_excluded(desired: model.Desired) -> bool:
+    return desired.node is not None and desired.node.subnet_id in desired.excluded
 
 
 def _ours(held: stock.Stock) -> int:
@@ -129,11 +135,14 @@ def _card(
         *regain.regain(held, desired, view.last),
         *_attach(held, view.node, settings, limit),
     ]
-    grown, why, unserved = _grow(held, view.node, settings, limit, want, now)
+    grown, why, unserved = _grow(held, view.node, settings, limit, want, now, desired.excluded)
     steps += grown
     notes += why
     steps += upkeep.upkeep(held, desired, view.last, settings)
     gives = [*release.finish(desired, held), *release.unattachable(held, settings, limit)]
+    if desired.excluded:
+        others = stock.count(desired, view.observed, now, card=held.card, excluded=True)
+        gives += release.excluded(others, now)
     # Growth, barred for now or not yet complete, and giving back exclude each other.
     if not (want or held.waiting or held.coming or held.loose):
         gives += release.surplus(held, settings, limit, now, keeps_enis=view.keeps_enis)
@@ -184,6 +193,7 @@ def _grow(
     limit: limits.Limits,
     missing: Missing,
     now: int,
+    excluded: frozenset[str] = frozenset(),
 ) -> tuple[Steps, Notes, int]:
     """Fill the fullest interfaces that have room, each by one call, then make new ones.
 
@@ -212,7 +222,8 @@ def _grow(
         if want > 0 and amount > 0 and held.may(verb.__name__, each.eni.eni_id):
             step(verb(each.eni.eni_id, amount), amount)
     places = targets.most_enis(settings, limit, held.card) - held.enis
-    if want > 0 and places > 0 and (hindered := _hindered(held, node, missing)):
+    hindered = _hindered(held, node, missing, excluded)
+    if want > 0 and places > 0 and hindered:
         return tuple(steps), (hindered,), unserved
     while want > 0 and places > 0:
         amount = limit.slots if whole else min(want, limit.slots)
@@ -238,8 +249,12 @@ def _fullest(each: stock.Holding) -> tuple[bool, int, int, str]:
     return (each.eni.state != "usable", -each.occupied, each.eni.device, each.eni.eni_id)
 
 
-def _hindered(held: stock.Stock, node: model.Node, missing: Missing) -> actions.Note | None:
+def _hindered(
+    held: stock.Stock, node: model.Node, missing: Missing, excluded: frozenset[str]
+) -> actions.Note | None:
     """Why no interface can be made though there is a place for one; None if one can."""
+    if node.subnet_id in excluded:
+        return actions.Note("subnet_excluded", f"{node.subnet_id}: its tags keep pods out")
     verbs = actions.CreateEni | actions.AttachEni
     if any(isinstance(call, verbs) and call.card == held.card for call in held.doubtful):
         return actions.Note("growing", "whether a new interface was made is not known yet")

@@ -48,6 +48,31 @@ def unattachable(
             yield actions.CloudStep(actions.DeleteEni(each.eni.eni_id), "tidy", "no place is left")
 
 
+def excluded(held: stock.Stock, now: int) -> Iterator[actions.CloudStep]:
+    """What no pod uses in subnets that pods are kept out of: interfaces, else addresses and prefixes.
+
+    `held` has those interfaces alone.
+    """
+    cause = "its subnet's tags keep pods out"
+    for each in held.holdings:
+        eni_id = each.eni.eni_id
+        if _idle(each, held, now):
+            assert each.eni.attachment_id is not None
+            step: actions.CloudAction = actions.DetachEni(eni_id, each.eni.attachment_id)
+            yield actions.CloudStep(step, "tidy", cause)
+            continue
+        if each in held.loose and not each.busy and held.may("DeleteEni", eni_id):
+            yield actions.CloudStep(actions.DeleteEni(eni_id), "tidy", cause)
+            continue
+        free = (*each.rested(now), *each.leavers(now))
+        singles = tuple(a.address for a in free if a.prefix is None)
+        blocks = stock.whole(free, (*each.addresses, *each.others))
+        if singles and held.may("UnassignAddresses", eni_id):
+            yield actions.CloudStep(actions.UnassignAddresses(eni_id, singles), "tidy", cause)
+        if blocks and held.may("UnassignPrefixes", eni_id):
+            yield actions.CloudStep(actions.UnassignPrefixes(eni_id, blocks), "tidy", cause)
+
+
 def surplus(
     held: stock.Stock,
     settings: knobs.Settings,

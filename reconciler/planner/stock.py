@@ -148,10 +148,12 @@ def count(
     prefixed: bool = False,
     card: int = 0,
     waiting: int | None = None,
+    excluded: bool = False,
 ) -> Stock:
     """Count one card. An observation only ever adds: what it shows and the ledger does not know takes room.
 
-    `waiting` are pods that wait for this card; None: all that wait.
+    `waiting` are pods that wait for this card; None: all that wait. Interfaces in excluded subnets take places
+    and hold nothing for pods; with `excluded` those alone are the holdings, to be given back.
     """
     bars = barred.of(desired, now, card)
     home = desired.node.subnet_id if desired.node else ""
@@ -169,6 +171,7 @@ def count(
         _holding(eni, desired, seen.get(eni.eni_id), leased, under_way, prefixed, fallback)
         for eni in sorted(on_card, key=lambda e: (not e.primary, e.device < 0, e.device, e.eni_id))
         if eni.eni_id in known and eni.managed and eni.kind in CARRYING and eni.state in SERVING
+        if (eni.subnet_id in desired.excluded) == excluded
     )
     asked = [
         call for call in under_way if isinstance(call, actions.CreateEni) and call.card == card

@@ -117,10 +117,28 @@ class Ec2:
                 if not known or any(eni.eni_id not in found for eni in known):
                     found |= self._found(f"tag:{tags.INSTANCE}", (self._node.instance_id,))
             seen = [self._observed(raw) for raw in found.values()]
+            subnets = self._tags_of({each.eni.subnet_id for each in seen} | {self._node.subnet_id})
         except by_name.Failed as failed:
             return model.Unknown(str(failed), at)
         seen.sort(key=lambda each: (each.eni.device < 0, each.eni.device, each.eni.eni_id))
-        return model.ObservedCloud(at, "ec2", tuple(seen))
+        return model.ObservedCloud(at, "ec2", tuple(seen), subnets)
+
+    def _tags_of(self, subnet_ids: set[str]) -> tuple[model.ObservedSubnet, ...] | None:
+        """These subnets' tags if they matter; None if EC2 does not say, which stops nothing else."""
+        if not self._settings.subnet_tags:
+            return ()
+        wanted = [{"Name": "subnet-id", "Values": sorted(subnet_ids)}]
+        try:
+            reply = self._call("DescribeSubnets", Filters=wanted)
+        except by_name.Failed as failed:
+            log.warning("the subnets' tags are not known: %s", failed)
+            return None
+        return tuple(
+            model.ObservedSubnet(
+                each["SubnetId"], {tag["Key"]: tag["Value"] for tag in each.get("Tags", ())}
+            )
+            for each in reply["Subnets"]
+        )
 
     def observe_leaked(self) -> model.ObservedCloud | model.Unknown:
         """Interfaces of this VPC attached to nothing that carry an instance's tag and the cluster's.

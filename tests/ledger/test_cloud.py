@@ -277,3 +277,21 @@ def test_a_prefix_comes_back_with_all_of_its_addresses(ledger: database.Ledger) 
         assert len(absent(tx)) == 16
         writes.prefixes_regained(tx, made.eni_id, ["10.0.1.16/28"], LONG + 1)
         assert absent(tx) == {}
+
+
+def test_no_pod_is_put_into_an_excluded_subnet(ledger: database.Ledger) -> None:
+    """From the transaction that says so until the one that takes it back; each change has its line once."""
+    made = node.add_eni(ledger, 1, 2)
+    with ledger.write() as tx:
+        assert writes.record_excluded(tx, {made.subnet_id: "role/cni=0"}, 5)
+        assert not writes.record_excluded(tx, {made.subnet_id: "role/cni=0"}, 6)
+        assert reads.free_count(tx, 7).free == 0
+        assert reads.desired(tx, 7).excluded == {made.subnet_id}
+        assert node.claim(tx, "c1", 7).state == "waiting"
+        shown = tx.dicts("SELECT DISTINCT state FROM v_addresses", {})
+        assert shown == [{"state": "unusable"}]
+    with ledger.write() as tx:
+        assert writes.record_excluded(tx, {}, 8)
+        assert node.claim(tx, "c2", 9).state == "reserved"
+        lines = tx.dicts("SELECT kind FROM v_journal WHERE kind LIKE 'subnet.%' ORDER BY id", {})
+    assert [line["kind"] for line in lines] == ["subnet.excluded", "subnet.allowed"]
