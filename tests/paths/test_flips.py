@@ -7,12 +7,17 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.lab import talk
+from tests.lab import fabric, talk, world
+from tests.lab.beyond import Place
 from tests.lab.kubeproxy import KubeProxy, Service
-from tests.paths.town import INTERFACES, PORT, SETTINGS, TABLES, Town
+from tests.lab.netns import Netns
+from tests.paths.leg import Leg
+from tests.paths.town import INTERFACES, PORT, SETTINGS, TABLES, Town, table_of
 
 CLUSTER_IP, SERVICE_PORT = "172.20.0.20", 8000
 PORTS = {"Cluster": 30090, "Local": 30091}
+NEW_NETWORK = "100.64.0.0/24"
+"""A VPC of 10.0.0.0/8 may get one of 100.64.0.0/10 besides (VPC User Guide, "VPC CIDR blocks")."""
 
 FLIPS: dict[str, tuple[str, dict[str, str]]] = {
     **{name: (TABLES[name], SETTINGS[name]) for name in ("hashrandom", "excluded", "external")},
@@ -116,6 +121,57 @@ def test_what_is_open_goes_on_whatever_setting_changes(town: Town, calls: Calls)
         source = pod.address if name in {"external", "excluded"} else node
         calls.dial(f"since {name}", pod.netns, peer.address, PORT)
         assert calls.open[f"since {name}"][1] == (peer.name, source)
+
+
+@pytest.fixture
+def newcomer(town: Town) -> Iterator[Place]:
+    """A host in a network that the VPC gets now; its router knows the way at once, the daemons not yet.
+
+    The host goes when the test is over, the network stays with the VPC.
+    """
+    ec2, lab = town.lab.ec2, town.lab
+    vpc, group = lab.world.vpc, lab.world.security_groups[0]
+    ec2.associate_vpc_cidr_block(VpcId=vpc, CidrBlock=NEW_NETWORK)
+    [zone] = {each["AvailabilityZone"] for each in ec2.describe_subnets()["Subnets"][:1]}
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=NEW_NETWORK, AvailabilityZone=zone)["Subnet"]
+    [instance] = world.launch(ec2, subnet["SubnetId"], group, 1, "t3.small")
+    with ExitStack() as stack:
+        netns = stack.enter_context(Netns())
+        lab.fabric.join(instance, netns)
+        stack.callback(ec2.terminate_instances, InstanceIds=[instance])
+        stack.callback(lab.fabric.leave, instance)
+        eni = lab.fabric.primary(instance)
+        address, router = eni["PrivateIpAddress"], lab.fabric.gateway(eni["SubnetId"])
+        lines = fabric.boot_lines("eth0", address, router)
+        netns.command("ip", "-batch", "-", stdin="\n".join(lines))
+        lab.fabric.await_link(eni["NetworkInterfaceId"])
+        stack.enter_context(talk.Listener(netns, PORT, "newcomer"))
+        yield Place("newcomer", address, netns, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["prng"], indirect=True)
+def test_a_network_that_the_vpc_gets_is_reached_untranslated_and_nothing_open_breaks(
+    town: Town, calls: Calls, newcomer: Place
+) -> None:
+    """The daemons run on. Until they have asked, the host there sees the node; what began so stays so."""
+    node, pods = town.node(0), [town.pod(0, interface) for interface in INTERFACES]
+    assert NEW_NETWORK not in table_of(node)
+    for interface, pod in enumerate(pods):
+        name = f"pod on eth{interface} > newcomer, before"
+        calls.dial(name, pod.netns, newcomer.address, PORT)
+        assert calls.open[name][1] == ("newcomer", node.address)
+    before = node.daemon
+    town.until(lambda: NEW_NETWORK in table_of(node), "the network is known", seconds=40)
+    assert node.daemon is before
+    assert calls.changed() == {}
+    for interface, pod in enumerate(pods):
+        out = Leg(town.link(pod), f"eth{interface}", pod.address, newcomer.address)
+        seen = town.walk(pod.netns, newcomer.address, PORT, (0, out))
+        assert seen == ("newcomer", pod.address)
+        name = f"pod on eth{interface} > newcomer, since"
+        calls.dial(name, pod.netns, newcomer.address, PORT)
+    assert calls.changed() == {}
 
 
 @pytest.mark.parametrize("mode", ["external"], indirect=True)
