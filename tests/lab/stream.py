@@ -22,12 +22,14 @@ _ANSWER = re.compile(r"\[(\d+\.\d+)\] \d+ bytes from .* icmp_seq=(\d+)")
 class Report:
     """What came back of a stream: answers, questions without one (between the first and the last answer).
 
-    `longest_s`: the longest time between two answers that follow each other, in seconds.
+    `longest_s`: the longest time between two answers that follow each other, in seconds; it began at
+    `longest_at`, in seconds since the epoch.
     """
 
     answered: int
     lost: int
     longest_s: float
+    longest_at: float
 
 
 class Stream:
@@ -52,10 +54,13 @@ class Stream:
         answers = [(float(when), int(n)) for when, n in _ANSWER.findall(text)]
         assert answers, f"no answer at all:\n{text[-500:]}"
         numbers = {n for _, n in answers}
+        pauses = ((b[0] - a[0], a[0]) for a, b in itertools.pairwise(answers))
+        longest_s, longest_at = max(pauses, default=(0.0, answers[0][0]))
         return Report(
             answered=len(numbers),
             lost=max(numbers) - min(numbers) + 1 - len(numbers),
-            longest_s=max((b[0] - a[0] for a, b in itertools.pairwise(answers)), default=0.0),
+            longest_s=longest_s,
+            longest_at=longest_at,
         )
 
     def __enter__(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,8 +17,14 @@ from tests.paths.vandal import Vandal
 
 ACTS = 1000
 SECONDS = 1.0
-ARP_SECONDS = 1.0
-"""When a link has been down, the first ARP request can be lost, and is repeated after this long (retrans_time)."""
+ARP_MS = 50
+"""How soon the node repeats a lost ARP request, instead of after a second (neigh/*/retrans_time_ms).
+
+A veth that comes up is opened to packets by a job of the kernel's (linkwatch), at either end a moment later;
+what falls in between is lost. A pair that is taken down for 100 ms and up again, with nobody else about, is then
+silent for a second more about once in a hundred times. An interface of EC2 has no such other end, so that
+second is the lab's, and would hide what the repair costs.
+"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -88,6 +95,7 @@ def foreign_text(node: Node) -> str:
 def node(town: Town) -> Iterator[Node]:
     """The first node, with fifty foreign objects."""
     one = town.node(0)
+    _repeat_arp(one, ARP_MS)
     one.netns.command("ip", "-batch", "-", stdin="\n".join(foreign_lines()))
     one.netns.command("nft", "-f", "-", stdin=FOREIGN_TABLES.replace("} }", "}\n}"))
     yield one
@@ -102,6 +110,13 @@ def node(town: Town) -> Iterator[Node]:
     one.netns.command(
         "nft", "delete table inet counting; delete table ip6 six; delete table arp quiet"
     )
+    _repeat_arp(one, 1000)
+
+
+def _repeat_arp(node: Node, milliseconds: int) -> None:
+    """On all links there are."""
+    for _, name in node.netns.run(socket.if_nameindex):
+        node.netns.sysctl(f"ipv4/neigh/{name}/retrans_time_ms", milliseconds)
 
 
 def test_a_thousand_acts_are_put_right_and_fifty_foreign_objects_stay(
@@ -119,8 +134,9 @@ def test_a_thousand_acts_are_put_right_and_fifty_foreign_objects_stay(
         inside = stack.enter_context(Stream(pod.netns, town.pod(1, 1).address))
         outside = stack.enter_context(Stream(pod.netns, town.beyond.internet.address))
         took: list[float] = []
+        told: list[tuple[float, list[str]]] = []
         while vandal.acts < ACTS:
-            done = vandal.strike()
+            told.append((time.time(), done := vandal.strike()))
             right = before.copy()
             for plant in vandal.planted:
                 right += plants[plant]
@@ -130,6 +146,12 @@ def test_a_thousand_acts_are_put_right_and_fifty_foreign_objects_stay(
             node.netns.command("ip", what, "delete", *words.split())
         assert foreign_text(node) == foreign
         reports = inside.stop(), outside.stop()
+    meanwhile = [
+        f"{when - r.longest_at:+.3f} s {seconds * 1000:.0f} ms {done}"
+        for r in reports
+        for (when, done), seconds in zip(told, took, strict=True)
+        if -1.5 < when - r.longest_at < r.longest_s
+    ]
     took.sort()
     shown = (
         f"{vandal.acts} acts in {len(took)} volleys: median {took[len(took) // 2] * 1000:.0f} ms,"
@@ -138,10 +160,12 @@ def test_a_thousand_acts_are_put_right_and_fifty_foreign_objects_stay(
             f"{r.lost} of {r.answered + r.lost} pings lost, longest gap {r.longest_s * 1000:.0f} ms"
             for r in reports
         )
+        + "\nwhat was done around the longest:\n"
+        + "\n".join(meanwhile)
     )
     print(shown)
     assert took[-1] < SECONDS, shown
-    assert all(report.longest_s < SECONDS + ARP_SECONDS for report in reports), shown
+    assert all(report.longest_s < SECONDS for report in reports), shown
 
 
 def _facts(node: Node, camera: Camera, plant: str) -> Facts:
