@@ -61,7 +61,9 @@ class CloudLoop:
     ) -> None:
         self.ledger, self.cloud, self.settings, self.clock = ledger, cloud, settings, clock
         self.capacity_changed: Callable[[], None] = lambda: None
-        self.clock_set_back: Callable[[], None] = lambda: None
+        self.boot_id = ""
+        self.uptime: clocks.Uptime | None = None
+        self.clock_was_set: Callable[[], None] = lambda: None
         self.heritage: Callable[[], Heritage | None] = lambda: None
         self.in_use: Callable[[], Collection[str] | None] = lambda: None
         self._quarantine = quarantine.Quarantine(settings.ip_cooldown_ms)
@@ -94,8 +96,8 @@ class CloudLoop:
         if self.settings.freeze == "cloud" or not self._identified():
             return ()
         self._budget_at = None
-        if clocks.heed(self.ledger, self.clock):
-            self._clock_went_back()
+        if clocks.heed(self.ledger, self.clock, self.boot_id, self.uptime):
+            self._clock_was_set()
         self._settle_unknown()
         if (self._ec2_down.until or self._look_at) <= self.clock():
             self._look_if_affordable()
@@ -170,12 +172,14 @@ class CloudLoop:
         lane: actions.Lane = "pod" if fresh or waiting else "tidy"
         return self._has_token(LOOK, lane, self._calls()) and self._look()
 
-    def _clock_went_back(self) -> None:
+    def _clock_was_set(self) -> None:
         """What is kept here of times is forgotten; the ledger has set its own right."""
-        self._seen = model.Unknown("the clock was set back since", 0)
+        self._seen = model.Unknown("the clock was set since", 0)
         self._ec2_down.until = self._imds_down.until = 0
         self._look_not_before = self._look_at = self._identify_at = 0
-        self.clock_set_back()
+        self._calls_may_show_until = self.clock() + writes.ADOPTION_LAG_MS
+        self._quarantine.begin_anew()
+        self.clock_was_set()
         self.scheduling.forget()
         self.capacity_changed()
 
@@ -204,6 +208,8 @@ class CloudLoop:
         node = self.cloud.identify()
         if self._meet(node, known) and node != known:
             self.capacity_changed()  # the node's table exempts the VPC's networks
+            # What was made with the groups of before may not be in a picture yet.
+            self._look_at = min(self._look_at, self.clock() + writes.ADOPTION_LAG_MS)
         self._heed_metadata()
 
     def _heed_metadata(self) -> None:

@@ -42,6 +42,7 @@ from reconciler import (
     takeover,
     verbs,
 )
+from reconciler import clock as clocks
 from reconciler import settings as knobs
 from reconciler.planner import actions
 from reconciler.providers import conflist, cri, host, kernel, upstream
@@ -253,10 +254,11 @@ class Daemon:
         ]
         self._scheduler = background.BackgroundScheduler(timezone="UTC", daemon=True)
         self._hang_bells()
-        self.cloud_loop.clock_set_back = self._hang_bells
+        self.cloud_loop.clock_was_set = self._hang_bells
+        self.cloud_loop.boot_id, self.cloud_loop.uptime = self.boot_id, clocks.uptime
 
     def _hang_bells(self) -> None:
-        """Have each lane rung every so often; again when the clock was set back, for APScheduler goes by it."""
+        """Have each lane rung every so often; again when the clock was set, for APScheduler goes by it."""
         self._scheduler.remove_all_jobs()
         for lane, seconds in (
             (self.kernel_lane, self.settings.kernel_interval_s),
@@ -270,7 +272,9 @@ class Daemon:
     def recover(self) -> bool:
         """What the last run left is seen to, from ledger and kernel alone. May be tried again."""
         recovery.tell_of_damage(self.ledger, clock)
-        recovery.first_minute(self.ledger, self.loop, self.boot_id, self.spools, clock)
+        recovery.first_minute(
+            self.ledger, self.loop, self.boot_id, self.spools, clock, clocks.uptime
+        )
         return True
 
     def start(self) -> None:

@@ -2,8 +2,8 @@
 
 An address is doubtful in quarantine, and while EC2's picture misses it and no pod has it; it is neither given
 to a pod nor given back. What two looks agree on is then true: it is ours
-and rests before its next pod, or it is not and its row ends. A restart begins the wait anew. How an address
-comes here does not belong here.
+and rests before its next pod, or it is not and its row ends. So does that of an interface which somebody else
+took away. A restart begins an address's wait anew. How an address comes here does not belong here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ class Quarantine:
     cooling_ms: int
     _shown: dict[str, tuple[str, int]] = field(default_factory=dict)
 
+    def begin_anew(self) -> None:
+        """How long ago the looks were cannot be told any more."""
+        self._shown = {}
+
     def judge(
         self,
         tx: database.Write,
@@ -39,7 +43,7 @@ class Quarantine:
         self._shown = {
             a.address: self._shown[a.address] for a in doubtful if a.address in self._shown
         }
-        changed = False
+        changed = self._end_lost(tx, seen, now)
         for each in doubtful:
             where = _where(each, seen)
             before, since = self._shown.setdefault(each.address, (where, seen.at))
@@ -49,6 +53,16 @@ class Quarantine:
                 self._settle(tx, each, where, now)
                 changed = True
         return changed
+
+    def _end_lost(self, tx: database.Write, seen: model.ObservedCloud, now: int) -> bool:
+        """Interfaces that somebody else took away: two pictures of EC2's miss them, and nobody is on them."""
+        if seen.source != "ec2":
+            return False
+        shown = {each.eni.eni_id for each in seen.enis}
+        lost = [e for e in reads.lost_enis(tx, seen.at - APART_MS) if e not in shown]
+        for eni_id in lost:
+            writes.eni_gone(tx, eni_id, "EC2 does not show it", now)
+        return bool(lost)
 
     def _settle(self, tx: database.Write, each: model.Address, where: str, now: int) -> None:
         if where == each.eni_id:

@@ -119,13 +119,13 @@ def _succeeded(
         case actions.AssignAddresses():
             writes.addresses_assigned(tx, action.eni_id, tuple(result["addresses"]), "assign", now)
         case actions.UnassignAddresses():
-            writes.addresses_released(tx, action.addresses, now)
+            writes.given_back(tx, action.eni_id, now, addresses=action.addresses)
         case actions.RegainAddresses() | actions.RegainPrefixes():
             _regained(tx, action, result, now)
         case actions.AssignPrefixes():
             writes.prefixes_assigned(tx, action.eni_id, result["prefixes"], "assign", now)
         case actions.UnassignPrefixes():
-            writes.prefixes_released(tx, action.prefixes, now)
+            writes.given_back(tx, action.eni_id, now, cidrs=action.prefixes)
         case actions.DeleteEni():
             writes.eni_gone(tx, action.eni_id, "deleted", now)
         case actions.SetSecurityGroups() | actions.TagEni():

@@ -28,15 +28,20 @@ def first_minute(
     boot_id: str,
     spools: Iterable[Path],
     clock: Callable[[], int],
+    up: clocks.Uptime | None = None,
 ) -> None:
-    """Bring leases in line with this boot, take the spooled deletions in, then look at the kernel once."""
+    """Bring leases in line with this boot, take the spooled deletions in, then look at the kernel once.
+
+    `up` is how long this boot lasts, None if nobody can tell.
+    """
     clocks.heed(ledger, clock)
     with ledger.write(durable=True) as tx:
-        new_boot = writes.record_boot(tx, boot_id, clock())
+        new_boot = clocks.boots(tx, clock, boot_id, up)
         if new_boot:
             log.info("new boot %s", boot_id)
             _unwire_enis(tx, clock())
             writes.forget_owner_installed(tx, "host", "", clock())  # and marks of earlier settings
+    clocks.heed(ledger, clock, boot_id, up)
     _finish_interrupted(ledger, loop, boot_id, clock)
     take_spools_in(ledger, loop, spools, clock)
     loop.tick()

@@ -1,8 +1,8 @@
 """Asks the cluster's API about this node when a plan hangs on it, and writes the answer down.
 
 Not on a timer: an idle node asks nothing. An API that is down is a finding and asked again after a pause
-that doubles; meanwhile its last answer ages (planner.cordon says what that means). How it is asked is
-the child's business.
+that doubles, until it answers; meanwhile its last answer ages (planner.cordon says what that means). How it is
+asked is the child's business.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from reconciler.planner import actions, cordon
 
 ASKED_MS: Final = 1_000
 """An answer younger than this is not asked for again: one decision may take several plans."""
+DOWN: Final = "api_server_down"
 DOWN_PAUSE_MS: Final = (2_000, 60_000)
 """First and longest pause before an API that did not answer is asked again."""
 
@@ -37,18 +38,31 @@ class Scheduling:
         self._down = pause.Pause(*DOWN_PAUSE_MS)
 
     def asked_about(self, plan: actions.Plan) -> bool:
-        """Ask, if the plan hangs on it and the last answer is old. True if there is a new answer."""
+        """Ask, if the plan hangs on it and the last answer is old. True if there is a new answer.
+
+        One that was missing is asked for until it comes, or the finding would outlive its cause.
+        """
         now = self.clock()
-        if not self.settings.in_cluster or now < self._down.until:
+        if now < self._down.until:
             return False
         with self.ledger.read() as tx:
             before, waiting = reads.scheduling(tx), bool(reads.waiting(tx))
-        if before is not None and 0 <= now - before.at <= ASKED_MS:
+            missing = (DOWN, "") in reads.open_findings(tx)
+        if not self.settings.in_cluster:
+            self._forget_finding(missing)
             return False
-        return (waiting or cordon.wants_an_answer(plan)) and self._ask()
+        if before is not None and 0 <= now - before.at <= ASKED_MS and not missing:
+            return False
+        return (waiting or missing or cordon.wants_an_answer(plan)) and self._ask()
+
+    def _forget_finding(self, there: bool) -> None:
+        """Nobody is asked any more, so nobody is down."""
+        if there:
+            with self.ledger.write() as tx:
+                writes.close_finding(tx, DOWN, "", self.clock())
 
     def forget(self) -> None:
-        """The clock was set back: a pause that was counted by it is over."""
+        """The clock was set: a pause that was counted by it is over."""
         self._down.until = 0
 
     def _ask(self) -> bool:
@@ -57,8 +71,8 @@ class Scheduling:
         self._down.heard(said, now)
         with self.ledger.write() as tx:
             if isinstance(said, model.Unknown):
-                writes.open_finding(tx, "api_server_down", "", said.why, now)
+                writes.open_finding(tx, DOWN, "", said.why, now)
                 return False
-            writes.close_finding(tx, "api_server_down", "", now)
+            writes.close_finding(tx, DOWN, "", now)
             writes.record_scheduling(tx, dataclasses.replace(said, at=now))
         return True

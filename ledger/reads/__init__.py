@@ -14,11 +14,11 @@ from ledger.reads.answers import (
     query,
     show,
 )
+from ledger.reads.clock import booted_at, clock_step, latest_at
 from ledger.reads.nouns import (
     Counts,
     boot_id,
     calls_since,
-    clock_step,
     demand,
     desired,
     eni,
@@ -33,6 +33,7 @@ from ledger.reads.nouns import (
     last_sent_at,
     late_delete,
     lease,
+    lost_enis,
     missed_at,
     namesakes,
     next_cooled_at,
@@ -55,6 +56,7 @@ __all__ = [
     "Counts",
     "QueryRefused",
     "boot_id",
+    "booted_at",
     "calls_since",
     "clock_step",
     "demand",
@@ -73,7 +75,9 @@ __all__ = [
     "last_pause",
     "last_sent_at",
     "late_delete",
+    "latest_at",
     "lease",
+    "lost_enis",
     "missed_at",
     "namesakes",
     "next_cooled_at",

@@ -161,14 +161,6 @@ _CALLS = Statement(
 _TAKEOVER = Statement(
     select(schema.takeovers.c.id).where(schema.takeovers.c.handed_back_at.is_(None))
 )
-_LATEST_LINES = Statement(
-    select(schema.journal.c.at, schema.journal.c.kind)
-    .where(
-        schema.journal.c.id
-        > select(func.max(schema.journal.c.id) - literal_column("500")).scalar_subquery()
-    )
-    .order_by(schema.journal.c.id.desc())
-)
 _LAST_SENT = Statement(select(func.max(_intents.c.sent_at)))
 _ANY_LEASE = Statement(select(func.max(_leases.c.id)).where(_leases.c.claimed_at.is_not(None)))
 _HOST_MACS = Statement(select(_leases.c.host_mac).distinct())
@@ -200,6 +192,21 @@ _LONG_HELD = Statement(
         schema.enis.c.state == schema.word("usable"),
         schema.enis.c.managed == _ONE,
         schema.enis.c.changed_at <= bindparam("since"),
+    )
+)
+_MISSED_ENI = Statement(
+    select(_enis.c.eni_id).where(_enis.c.gone_at.is_(None), _enis.c.absent_since == bindparam("at"))
+)
+# Not under a lease (decision 2), and not while a call that names it has no outcome yet.
+_LOST_ENIS = Statement(
+    select(_enis.c.eni_id).where(
+        _enis.c.gone_at.is_(None),
+        _enis.c.is_primary == _ZERO,
+        _enis.c.absent_since <= bindparam("since"),
+        ~select(_ONE).where(_leases.c.eni_id == _enis.c.eni_id, _OPEN).exists(),
+        ~select(_ONE)
+        .where(_intents.c.subject == _enis.c.eni_id, _intents.c.state.in_(_OPEN_STATES))
+        .exists(),
     )
 )
 _DEMAND = Statement(
@@ -398,8 +405,13 @@ def quarantined(tx: Read) -> tuple[model.Address, ...]:
 
 
 def missed_at(tx: Read, at: int) -> bool:
-    """Was it the picture of this moment (ms) that first missed an address, whoever holds it?"""
-    return tx.one(_MISSED, at=at) is not None
+    """Was it the picture of this moment (ms) that first missed an interface, or an address, whoever holds it?"""
+    return tx.one(_MISSED, at=at) is not None or tx.one(_MISSED_ENI, at=at) is not None
+
+
+def lost_enis(tx: Read, since: int) -> list[str]:
+    """Interfaces that EC2's pictures have missed since then (ms), with no pod on them and no call under way."""
+    return [str(eni_id) for (eni_id,) in tx.all(_LOST_ENIS, since=since)]
 
 
 def not_shown(tx: Read, seen: model.ObservedCloud, since: int) -> frozenset[str]:
@@ -428,19 +440,6 @@ def open_findings(tx: Read) -> set[tuple[str, str]]:
 def calls_since(tx: Read, since: int) -> list[tuple[str, int, str]]:
     """EC2 calls that ended at `since` (ms) or later: action, when, error code ('' for success)."""
     return [(operation, at, code) for operation, at, code in tx.all(_CALLS, since=since)]
-
-
-def clock_step(tx: Read, now: int) -> int:
-    """By how many ms the clock shows less than when one of the latest changes was written; 0 if by none.
-
-    Of those since it was last said to have been set back.
-    """
-    ahead = 0
-    for at, kind in tx.all(_LATEST_LINES):
-        ahead = max(ahead, at - now)
-        if kind == "clock.stepped_back":
-            break
-    return ahead
 
 
 def last_sent_at(tx: Read) -> int | None:

@@ -55,7 +55,7 @@ __all__ = [
 APPLICATION_ID = 0x76706C67
 """'vplg': the mark in the file's header by which a ledger is told from any other SQLite file."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision there ever was, oldest first; the last is the head, which `ddl` makes."""
 
 _STAMP = (

@@ -65,6 +65,11 @@ boots = Table(
     moment("first_seen_at", "The first start of the daemon in this boot."),
     moment("last_start_at", "The last start of the daemon in this boot."),
     number("starts", "How often the daemon was started in this boot."),
+    moment(
+        "booted_at",
+        "When this boot began by the clock as it was last seen: what the clock shows less the time since.",
+        null=True,
+    ),
     comment="One row per boot of the machine; a lease of another boot has lost its sandbox.",
     sqlite_strict=True,
 )

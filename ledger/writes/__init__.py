@@ -8,7 +8,7 @@ back, `scheduling` what the cluster's API said, `subnets` which are excluded, `t
 from __future__ import annotations
 
 from ledger.writes.adoption import ADOPTION_LAG_MS, adopt, contradict
-from ledger.writes.clock import clock_stepped_back
+from ledger.writes.clock import boot_began, clock_stepped_back, clock_stepped_forward
 from ledger.writes.cloud import (
     address_quarantine,
     address_trusted,
@@ -21,6 +21,7 @@ from ledger.writes.cloud import (
     eni_dot,
     eni_gone,
     eni_state,
+    given_back,
     prefixes_assigned,
     prefixes_regained,
     prefixes_released,
@@ -78,8 +79,10 @@ __all__ = [
     "addresses_releasing",
     "adopt",
     "adopt_lease",
+    "boot_began",
     "claim",
     "clock_stepped_back",
+    "clock_stepped_forward",
     "close_finding",
     "contradict",
     "doubt",
@@ -91,6 +94,7 @@ __all__ = [
     "eni_state",
     "forget_installed",
     "forget_owner_installed",
+    "given_back",
     "hand_back",
     "identify",
     "installed_failed",

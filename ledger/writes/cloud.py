@@ -133,6 +133,14 @@ _RELEASED = Statement(
     .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
     .values(state=schema.word("released"), released_at=bindparam("now"), reason=bindparam("reason"))
 )
+_STILL_SINGLE = Statement(
+    select(_addresses.c.address).where(
+        _addresses.c.address == bindparam("address"),
+        _addresses.c.eni_id == bindparam("on"),
+        _addresses.c.prefix.is_(None),
+        _addresses.c.released_at.is_(None),
+    )
+)
 _QUARANTINE = Statement(
     update(_addresses)
     .where(_addresses.c.address == bindparam("of"), _addresses.c.released_at.is_(None))
@@ -357,6 +365,20 @@ def addresses_released(
     for address in addresses:
         tx.run(_RELEASED, of=address, now=now, reason=reason)
         journal.line(tx, now, "address.released", address, reason, address=address)
+
+
+def given_back(
+    tx: Write, eni_id: str, now: int, addresses: Iterable[str] = (), cidrs: Iterable[str] = ()
+) -> None:
+    """EC2 has taken single addresses, or prefixes, from this interface. The answer may be late.
+
+    What has come to us in the meantime by another road, such as within a prefix, stays.
+    """
+    addresses_released(
+        tx, [a for a in addresses if tx.one(_STILL_SINGLE, address=a, on=eni_id)], now
+    )
+    live = {cidr: tx.one(LIVE_PREFIX, cidr=cidr) for cidr in cidrs}
+    prefixes_released(tx, [cidr for cidr, row in live.items() if row and row[0] == eni_id], now)
 
 
 def address_trusted(tx: Write, address: str, now: int, cooling_ms: int) -> None:

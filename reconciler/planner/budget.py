@@ -3,8 +3,8 @@
 EC2 throttles per account, Region and action (EC2 Developer Guide, "Request throttling"), so all nodes share
 one bucket of, say, 100 calls and 5 a second. A node takes a small share: enough to fill its largest
 instance type in one go while a pod waits, and a slow drip after that. Lanes keep distance: the warm pool
-leaves tokens for pods, housekeeping leaves more. The buckets are computed from the calls' own rows, so a
-restart forgets nothing. What is to be called, and the back-off after a refusal, do not belong here.
+leaves tokens for pods, housekeeping leaves more, and of the smaller buckets neither takes more than a token at
+once, for another node's pod may wait for it. The buckets are computed from the calls' own rows, so a restart forgets nothing. What is to be called, and the back-off after a refusal, do not belong here.
 """
 
 from __future__ import annotations
@@ -30,8 +30,13 @@ CHANGES: Final = Bucket(24, 10_000)
 LOOKS: Final = Bucket(12, 10_000)
 """A node's share of EC2's 100 calls and 5 (mutating) or 20 (describing) a second."""
 
-RESERVE: Final[dict[actions.Lane, int]] = {"pod": 0, "warm": 4, "tidy": 8}
-"""Tokens that a lane leaves in the bucket for those before it."""
+BURST: Final[dict[actions.Lane, int]] = {"pod": CHANGES.capacity, "warm": 20, "tidy": 16}
+"""Changes of one kind that a lane makes at once while the bucket is full; each leaves some to those before it."""
+SMALL: Final = frozenset({"AttachNetworkInterface", "DetachNetworkInterface"})
+"""EC2 gives 50 at once of these, as of every change it does not list, and 100 of the others. A pool that wants two
+interfaces more on each of forty nodes would take all of it, so a lane in which nobody waits makes one."""
+LOOKS_AT_ONCE: Final[dict[actions.Lane, int]] = {"pod": LOOKS.capacity, "warm": 8, "tidy": 4}
+"""The same for what only looks, of which EC2 gives four times as many a second."""
 
 WINDOW_MS: Final = CHANGES.capacity * CHANGES.every_ms
 """Calls older than this have no effect on any bucket."""
@@ -60,8 +65,15 @@ def free_at(operation: str, lane: actions.Lane, calls: Iterable[Made], now: int)
         level = max(level - (call - last), 0) + bucket.every_ms
         last = call
     level = max(level - (now - last), 0)
-    room = (bucket.capacity - RESERVE[lane]) * bucket.every_ms
+    room = at_once(operation, lane) * bucket.every_ms
     return now + max(level + bucket.every_ms - room, 0)
+
+
+def at_once(operation: str, lane: actions.Lane) -> int:
+    """How many of these calls the lane makes at once while the node's bucket is full."""
+    if operation.startswith("Describe"):
+        return LOOKS_AT_ONCE[lane]
+    return 1 if operation in SMALL and lane != "pod" else BURST[lane]
 
 
 def freeze(setting: Freeze, calls: Sequence[Made]) -> Freeze:

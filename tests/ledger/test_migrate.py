@@ -115,10 +115,10 @@ def test_an_older_file_is_copied_and_migrated(path: Path, tmp_path: Path) -> Non
     remember(path)
     longer = history(tmp_path)
     assert migrate.bring_to_head(path, longer) == "migrated"
-    assert state(path) == (0, 5, ["9999"])
+    assert state(path) == (0, 6, ["9999"])
     (copy,) = copies(path)
     assert f".{SHIPPED.revisions[-1]}." in copy.name
-    assert state(copy) == (1, 4, [SHIPPED.revisions[-1]])
+    assert state(copy) == (1, 5, [SHIPPED.revisions[-1]])
     assert migrate.bring_to_head(path, longer) == "unchanged"
     views = {name for kind, name, _ in dump(path) if kind == "view"}
     assert views == {view.name for view in schema.VIEWS}
@@ -184,7 +184,7 @@ def test_a_migration_killed_halfway_leaves_the_old_file_usable(
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert state(path) == (1, 4, [SHIPPED.revisions[-1]])
+    assert state(path) == (1, 5, [SHIPPED.revisions[-1]])
     assert len(copies(path)) == 1
     assert migrate.bring_to_head(path) == "unchanged"
     with database.Ledger.open(path) as ledger, ledger.read() as tx:
@@ -211,7 +211,7 @@ def test_a_failing_migration_says_where_the_copy_is_and_changes_nothing(
         migrate.bring_to_head(path, history(tmp_path, fault))
     (copy,) = copies(path)
     assert str(copy) in str(refused.value)
-    assert state(path) == (1, 4, [SHIPPED.revisions[-1]])
+    assert state(path) == (1, 5, [SHIPPED.revisions[-1]])
     assert migrate.bring_to_head(path) == "unchanged"
 
 

@@ -32,16 +32,32 @@ def test_the_next_call_waits_for_a_token_and_no_longer() -> None:
     assert budget.free_at(CREATE, "pod", calls, at) <= at
 
 
-def test_lanes_stop_one_after_the_other() -> None:
+@pytest.mark.parametrize(
+    ("operation", "most"),
+    [
+        (CREATE, {"tidy": 16, "warm": 20, "pod": 24}),
+        ("AttachNetworkInterface", {"tidy": 1, "warm": 1, "pod": 24}),
+        ("DescribeNetworkInterfaces", {"tidy": 4, "warm": 8, "pod": 12}),
+    ],
+)
+def test_lanes_stop_one_after_the_other(operation: str, most: dict[str, int]) -> None:
     """Housekeeping first, then the warm pool; a pod gets the last token."""
     stopped: dict[str, int] = {}
     for count in range(budget.CHANGES.capacity + 1):
         for lane in LANES:
-            if budget.free_at(CREATE, lane, made(*[HOUR] * count), HOUR) > HOUR:
+            calls = made(*[HOUR] * count, operation=operation)
+            if budget.free_at(operation, lane, calls, HOUR) > HOUR:
                 stopped.setdefault(lane, count)
+    assert stopped == most
 
-    full = budget.CHANGES.capacity
-    assert stopped == {lane: full - budget.RESERVE[lane] for lane in LANES}
+
+def test_forty_nodes_warm_pools_leave_room_for_as_many_pods() -> None:
+    """Of EC2's smaller buckets, 50 and 5 a second (Request throttling for the Amazon EC2 API, API rate limits)."""
+    for operation in budget.SMALL:
+        assert 40 * budget.at_once(operation, "warm") <= 0.8 * 50
+        assert 40 * 1000 / budget.CHANGES.every_ms < 5, (
+            "and their drip is less than what is refilled"
+        )
 
 
 def test_actions_have_buckets_of_their_own() -> None:

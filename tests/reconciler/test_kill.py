@@ -152,6 +152,23 @@ def forget_tags(lab: Lab) -> None:
             lab.ec2.delete_tags(Resources=[eni["NetworkInterfaceId"]], Tags=eni["TagSet"])
 
 
+def regroup(lab: Lab) -> str:
+    """Somebody gives the primary interface another security group, which the node's others follow; its id."""
+    [primary] = [eni for eni in interfaces(lab) if eni["Attachment"]["DeviceIndex"] == 0]
+    group = lab.ec2.create_security_group(
+        GroupName="other", Description="another", VpcId=primary["VpcId"]
+    )["GroupId"]
+    lab.ec2.modify_network_interface_attribute(
+        NetworkInterfaceId=primary["NetworkInterfaceId"], Groups=[group]
+    )
+    return str(group)
+
+
+def groups(lab: Lab) -> set[str]:
+    """Of all the node's interfaces together."""
+    return {group["GroupId"] for eni in interfaces(lab) for group in eni["Groups"]}
+
+
 def blocks(lab: Lab) -> int:
     """How many prefixes EC2 delegates to the node's interfaces."""
     return sum(len(eni.get("Ipv4Prefixes", ())) for eni in interfaces(lab))
@@ -201,7 +218,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.mark.parametrize("moment", [*MOMENTS, None])
 def test_killed_at_each_step_of_growth_and_of_giving_back(lab: Lab, moment: Moment | None) -> None:
-    """Eight calls, a death at each; the same addresses and interfaces as with none (None)."""
+    """Nine calls, a death at each; the same addresses and interfaces as with none (None)."""
     node, kubelet = lab.nodes[0], lab.kubelets[0]
 
     def deaths(settings: dict[str, str], *actions: str) -> None:
@@ -221,6 +238,9 @@ def test_killed_at_each_step_of_growth_and_of_giving_back(lab: Lab, moment: Mome
     rest(lab, lambda: held(lab) == [3], LITTLE)
     deaths(MUCH, *GROWTH)
     rest(lab, lambda: held(lab) == [3, 9], MUCH)
+    group = regroup(lab)
+    deaths(MUCH, "ModifyNetworkInterfaceAttribute")
+    rest(lab, lambda: groups(lab) == {group}, MUCH)
     deaths(LESS, "UnassignPrivateIpAddresses")
     rest(lab, lambda: held(lab) in ([2, 9], [3, 8]), LESS)
     deaths(LITTLE, "DetachNetworkInterface", "DeleteNetworkInterface")

@@ -1,6 +1,6 @@
-"""The lab's EC2 and instance metadata behind the daemon's real providers, in this process.
+"""The lab's EC2, instance metadata and API server behind the daemon's real providers, in this process.
 
-Real are providers.ec2 and providers.imds with all their classification and repetition, botocore's
+Real are providers.ec2, providers.imds and providers.cluster with all their classification and repetition, botocore's
 serializer and parser, the lab's front door with its buckets and faults, and the JSON of the pipe. Left out
 are sockets, signatures and the child as a
 process. Time is the story's. What goes wrong, and when, is the story's business and does not belong here.
@@ -18,12 +18,13 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest import mock
 
-from ledger import model
+import urllib3
+
 from reconciler import cloud as clouds
 from reconciler import settings as knobs
 from reconciler.planner import notation
-from reconciler.providers import ec2, imds
-from tests.lab import accounting, inproc
+from reconciler.providers import cluster, ec2, imds
+from tests.lab import accounting, apiserver, inproc, server
 from tests.lab import imds as metadata
 from tests.lab.cloud import Cloud
 from tests.lab.errors import ApiError
@@ -88,7 +89,7 @@ class Ec2Door(FrontDoor):
 class Metadata(metadata.Imds):
     """Instance metadata whose list of interfaces may leave some out or show what is not so.
 
-    `hides` are interface ids and addresses, `invents` items as EC2 would show them; `down` answers 500.
+    `hides` are interface ids, addresses and prefixes, `invents` items as EC2 would show them; `down` answers 500.
     """
 
     def __init__(self, cloud: Cloud) -> None:
@@ -108,7 +109,8 @@ class Metadata(metadata.Imds):
                 continue
             private = eni.get("PrivateIpAddresses", [])
             kept = [a for a in private if a["Primary"] or a["PrivateIpAddress"] not in self.hides]
-            shown.append({**eni, "PrivateIpAddresses": kept})
+            blocks = [p for p in eni.get("Ipv4Prefixes", ()) if p["Ipv4Prefix"] not in self.hides]
+            shown.append({**eni, "PrivateIpAddresses": kept, "Ipv4Prefixes": blocks})
         return shown
 
 
@@ -128,6 +130,25 @@ class _Connection:
 
     def close(self) -> None:
         pass
+
+
+class _ToTheCluster:
+    """The part of the Kubernetes client's connection, and of its configuration, that the provider uses."""
+
+    host = "https://api"
+
+    def __init__(self, api: apiserver.ApiServer) -> None:
+        self._api = api
+
+    def auth_settings(self) -> dict[str, dict[str, str]]:
+        return {"BearerToken": {"value": f"Bearer {apiserver.TOKEN}"}}
+
+    def request(self, method: str, url: str, headers: dict[str, str], **_: Any) -> SimpleNamespace:
+        asked = server.Request(method, url.removeprefix(self.host), "", headers, b"", "")
+        reply = self._api.answer(asked)
+        if reply is None:
+            raise urllib3.exceptions.ProtocolError("the connection was closed without a word")
+        return SimpleNamespace(status=reply.status, read=lambda: reply.body)
 
 
 class Time:
@@ -191,13 +212,20 @@ def vars_of(call: ec2.Call) -> dict[str, object]:
 
 @contextlib.contextmanager
 def opened(
-    door: Ec2Door, service: Metadata, time: Time, rng: random.Random, lost: Callable[[], bool]
+    door: Ec2Door,
+    service: Metadata,
+    api: apiserver.ApiServer,
+    time: Time,
+    rng: random.Random,
+    lost: Callable[[], bool],
 ) -> Iterator[None]:
-    """Have every cloud.Cloud made meanwhile talk to `door` and `service`, on the story's clock."""
+    """Have every cloud.Cloud made meanwhile talk to `door`, `service` and `api`, on the story's clock."""
 
     def child(settings: knobs.Settings) -> _Child:
         hands = clouds._Hands(settings)
         hands._imds._connection = _Connection(service, door.node)  # type: ignore[assignment]  # answers as http.client's does
+        to_the_cluster: Any = _ToTheCluster(api)
+        hands._cluster._found = (to_the_cluster, to_the_cluster)
         return _Child(hands, lost)
 
     def client(_region: str, _settings: knobs.Settings) -> Any:
@@ -210,6 +238,7 @@ def opened(
         mock.patch.object(ec2, "time", time),
         mock.patch.object(ec2, "random", rng),
         mock.patch.object(imds, "time", time),
+        mock.patch.object(cluster, "time", time),
     ):
         yield
 
@@ -272,6 +301,11 @@ def secondaries(eni: Item) -> set[str]:
     return single | {str(address) for block in blocks for address in block}
 
 
-def unknown(why: str) -> model.Unknown:
-    """An answer that nobody gave."""
-    return model.Unknown(why, 0)
+def free_blocks(cloud: Cloud, subnet: str) -> list[ipaddress.IPv4Network]:
+    """The /28s of the subnet that EC2 could delegate at this moment."""
+    with cloud.lock:
+        cloud.run_due()
+        network = ipaddress.IPv4Network(cloud.need("subnet", "subnet", subnet)["CidrBlock"])
+        whole = cloud.occupancy[subnet][4].block_is_free
+        every = network.subnets(new_prefix=28)
+        return [block for block in every if whole(int(block.network_address))]

@@ -52,6 +52,7 @@ class Machine:
         self.kernel.step = self.instant
         self.settings = knobs.Settings()
         self.boot_id = str(uuid.UUID(int=rng.getrandbits(128)))
+        self._booted_ms = time.elapsed_ms()
         self.running = False
         self.fuse: int | None = None
         """Instants until the daemon dies; None: it lives."""
@@ -70,6 +71,12 @@ class Machine:
     def path(self) -> Path:
         """The ledger's file."""
         return self.folder / "ledger.db"
+
+    @property
+    def instance_type(self) -> str:
+        """What EC2 says it is."""
+        with self.ec2.cloud.lock:
+            return str(self.ec2.cloud.need("instance", "i", self.ec2.node)["InstanceType"])
 
     # ------------------------------------------------------------------ life and death
 
@@ -91,13 +98,16 @@ class Machine:
         )  # fmt: skip
         self.loop.capacity_changed = self.cloud_loop.capacity_changed = self._capacity_changed
         self.cloud_loop.in_use = self.loop.in_use
+        self.cloud_loop.boot_id, self.cloud_loop.uptime = self.boot_id, self.uptime
         self.loop.eni_lost = self._eni_lost
         self.loop.reap_soon = lambda: self.rung.add("reap")
         self.running = True
         self.due = {lane: self.time.elapsed_ms() + every for lane, every in INTERVALS_MS.items()}
         self.rung = set()
         with self._deadly():
-            recovery.first_minute(self.ledger, self.loop, self.boot_id, [self.spool], now)
+            recovery.first_minute(
+                self.ledger, self.loop, self.boot_id, [self.spool], now, self.uptime
+            )
             self.rung = {"kernel", "cloud", "reap"}
 
     def crash(self) -> None:
@@ -118,9 +128,14 @@ class Machine:
         if self.running:
             self.crash()
         self.boot_id = str(uuid.UUID(int=self.rng.getrandbits(128)))
+        self._booted_ms = self.time.elapsed_ms()
         self.kernel.boot()
         for eni in self.ec2.cloud.interfaces_of(self.ec2.node):
             self.plug(eni)
+
+    def uptime(self) -> int:
+        """How long this boot lasts, in ms."""
+        return self.time.elapsed_ms() - self._booted_ms
 
     # ------------------------------------------------------------------ the runtime's calls
 

@@ -17,6 +17,7 @@ from cni import wire
 from reconciler import errors
 from tests.stories.machine import Machine
 from tests.stories.paper import PodSpace
+from tests.stories.verdict import check
 
 State = Literal["asked", "up", "refused", "going", "gone"]
 _CONF = {"cniVersion": "1.0.0", "name": "aws-cni", "type": "aws-cni"}
@@ -47,6 +48,9 @@ class Runtime:
         """Code and reason of every refused call."""
         self.forgetful = 0.0
         """How likely the runtime is to forget the DEL of a refused ADD until it is asked again."""
+        self._cool: dict[str, int] = {}
+        """When (ms, by a clock that nobody sets) an address whose pod was deleted may have its next."""
+        self._steady = True
         self._numbers = itertools.count(1)
         self._names = itertools.count(1)
 
@@ -138,6 +142,10 @@ class Runtime:
         for name in self.wanted:
             self.wanted[name] = None
 
+    def clock_jumped(self) -> None:
+        """What rests by the node's clock ends when nobody can say, from now on."""
+        self._steady = False
+
     def full(self) -> bool:
         """Was the last refusal for lack of room on the node?"""
         return bool(self.refusals) and self.refusals[-1][1] == "node_full"
@@ -162,7 +170,10 @@ class Runtime:
                     self._refused(box)
                 return
             address = str(said["ips"][0]["address"]).partition("/")[0]
-            assert box.state == "asked" or box.address == address, "asked twice, told two things"
+            same = box.state == "asked" or box.address == address
+            check("I2", same, f"{box.container} asked twice and was told {box.address}, {address}")
+            if box.state == "asked":
+                self._rested(address)
             box.state, box.address = "up", address
 
         self.machine.call(self._environment("ADD", box), _stdin(), box.space.number, told)
@@ -170,11 +181,17 @@ class Runtime:
             self._refused(box)
 
     def _delete(self, box: Sandbox) -> None:
+        held = {lease.container_id: lease.address for lease in self.machine.desired().leases}
+        served = held.get(box.container) == box.address
+
         def told(reply: wire.Reply) -> None:
             if reply.status:
                 self._note(reply)
-            else:
-                self._gone(box)
+                return
+            if served and box.address:
+                until = self.machine.time.elapsed_ms() + self.machine.settings.ip_cooldown_ms
+                self._cool[box.address] = until
+            self._gone(box)
 
         pod = box.space.number if box.space.alive else None
         self.machine.call(self._environment("DEL", box), _stdin(), pod, told)
@@ -193,6 +210,11 @@ class Runtime:
             self.sandboxes.remove(box)
         self.machine.kernel.end_pod(box.space)
 
+    def _rested(self, address: str) -> None:
+        """IP_COOLDOWN_PERIOD: nobody has an address so soon after its last pod's deletion was answered."""
+        early = self._cool.pop(address, 0) - self.machine.time.elapsed_ms() if self._steady else 0
+        check("cooldown", early <= 0, f"{address} has a pod again {early} ms too early")
+
     def _refused(self, box: Sandbox) -> None:
         box.state = "refused"
         if self.wanted.get(box.pod) is box:
@@ -207,8 +229,8 @@ class Runtime:
     def _note(self, reply: wire.Reply) -> None:
         said = json.loads(reply.stdout)
         reason = str(said["msg"]).partition(":")[0]
-        assert said["code"] > 0, f"a refusal without a code: {said}"
-        assert reason in errors.REASONS, f"a refusal without a reason: {said}"
+        check("I4", said["code"] > 0, f"a refusal without a code: {said}")
+        check("I4", reason in errors.REASONS, f"a refusal without a reason: {said}")
         self.refusals.append((int(said["code"]), reason))
 
     def _environment(self, verb: str, box: Sandbox) -> dict[str, str]:

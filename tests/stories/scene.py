@@ -19,7 +19,7 @@ from reconciler import settings as knobs
 from tests.lab import world
 from tests.lab.clock import VirtualClock
 from tests.lab.cloud import Cloud
-from tests.stories import door, truths
+from tests.stories import agreement, door, neighbours, truths
 from tests.stories.machine import Machine
 from tests.stories.runtime import Runtime
 
@@ -49,6 +49,9 @@ class Scene:
         self.ec2.node = self.world.instances[0]
         self.ec2.arrives, self.ec2.leaves = self.arrives, self.leaves
         self.metadata = door.Metadata(self.cloud)
+        self.neighbours = neighbours.Neighbours(
+            self.cloud, self.ec2.node, self.world.subnets[0], self.rng
+        )
         self.time = door.Time(self.cloud)
         self.machine = Machine(folder, self.ec2, self.time, self.rng)
         self.machine.settings = settings or knobs.Settings()
@@ -65,13 +68,15 @@ class Scene:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Within the block the daemon's providers reach this EC2; its files are closed at the end."""
-        with door.opened(
-            self.ec2, self.metadata, self.time, self.rng, lambda: self.rng.random() < self.lossy
-        ):
+        api = self.neighbours.api
+        with door.opened(self.ec2, self.metadata, api, self.time, self.rng, self._loses_the_child):
             try:
                 yield
             finally:
                 self.machine.close()
+
+    def _loses_the_child(self) -> bool:
+        return self.rng.random() < self.lossy
 
     # ------------------------------------------------------------------ time and death
 
@@ -79,6 +84,7 @@ class Scene:
         """Let time go by; whatever falls due, here or in EC2, happens at its moment."""
         until = self.cloud.clock.now() + seconds
         self.work()
+        self.neighbours.tidy()
         while (left := until - self.cloud.clock.now()) > 0:
             due = self.machine.next_due()
             if due is not None:
@@ -124,11 +130,11 @@ class Scene:
             self.runtime.delete_all()
             self.check()
             rested = rested + 1 if self._agrees() else 0
-        truths.at_the_end(self.machine, self.runtime)
+        agreement.at_the_end(self.machine, self.runtime)
 
     def _agrees(self) -> bool:
         try:
-            truths.at_the_end(self.machine, self.runtime)
+            agreement.at_the_end(self.machine, self.runtime)
         except truths.Broken:
             return False
         return True
@@ -142,7 +148,7 @@ class Scene:
 
     def arrives(self, action: str, params: dict[str, Any]) -> None:
         """A call of the node's is about to be carried out."""
-        truths.before_a_call(self.machine, action, params)
+        truths.before_a_call(self.machine, self.neighbours.strangers, action, params)
         self.machine.instant()
 
     def leaves(self, _action: str) -> None:

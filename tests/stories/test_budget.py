@@ -77,6 +77,8 @@ def test_an_idle_hour_costs_one_call_at_most() -> None:
         assert len(rows) >= 23, "a look an hour is what notices that somebody took an address"
         between = [later.at - earlier.at for earlier, later in itertools.pairwise(rows)]
         assert min(between) >= 3_599
+        hours = collections.Counter(int((row.at - rows[0].at) // 3600) for row in rows)
+        print(f"calls in each idle hour of a day: {[*hours.values()]}")
 
 
 def test_nobody_asks_a_frozen_ec2() -> None:
@@ -187,3 +189,61 @@ def test_forty_nodes_that_restart_together_are_hardly_throttled_and_serve_pods_f
                 f"{int(began * 1000)} ORDER BY id"
             )
             assert lanes[0]["lane"] == "pod"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("waiting", [4, 20])
+def test_of_forty_nodes_those_with_waiting_pods_come_before_the_others_warm_pools(
+    waiting: int,
+) -> None:
+    """All restart at the same instant, and the others, which want two interfaces more each, ask first.
+
+    Pods need a new interface each. They have it as quickly as if they were alone, and next to nobody is
+    throttled: what no pod waits for takes little of EC2's bucket at once.
+    """
+    with fleet(40, settings=knobs.Settings(warm_ip_target=2)) as (first, nodes):
+        for node in nodes:
+            node.speak()
+            node.machine.start()
+        each_works(first, nodes, 30)
+        for node in nodes:
+            node.runtime.want(6)
+        each_works(first, nodes, 60)
+        for node in nodes:
+            node.machine.crash()
+            node.runtime.daemon_died()
+        began = first.cloud.clock.now()
+
+        others, needy = nodes[waiting:], nodes[:waiting]
+        for node in others:
+            node.machine.settings = knobs.Settings(warm_eni_target=2)
+        for node in (*others, *needy):
+            node.speak()
+            node.machine.start()
+        for node in needy:
+            node.speak()
+            node.runtime.want(6)
+        served: dict[str, float] = {}
+        while first.cloud.clock.now() < began + 60:
+            each_works(first, [*others, *needy], 0.1)
+            for node in needy:
+                node.speak()
+                node.runtime.reconcile()
+                if all(box and box.state == "up" for box in node.runtime.wanted.values()):
+                    served.setdefault(node.instance, first.cloud.clock.now() - began)
+
+        rows = [row for row in first.ec2.journal.rows(since=began) if row.who != "operator"]
+        throttled = [row for row in rows if row.outcome == "RequestLimitExceeded"]
+        assert {row.action for row in rows} >= {"AttachNetworkInterface", "CreateNetworkInterface"}
+        assert len(served) == waiting
+        print(
+            f"{waiting} nodes with pods of 40: {len(throttled)} of {len(rows)} calls throttled, "
+            f"the last pod served after {max(served.values()):.1f} s"
+        )
+        assert len(throttled) < len(rows) / 100
+        assert not [row for row in throttled if row.who in served]
+        assert max(served.values()) < 3
+        made = [row for row in rows if row.action == "AttachNetworkInterface"]
+        assert {row.who for row in made} >= {node.instance for node in others}, (
+            "they get theirs too"
+        )

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from ledger import model, writes
 from reconciler import settings as knobs
-from tests.stories import scene
+from tests.stories import neighbours, scene
 
 
 @contextlib.contextmanager
@@ -117,19 +118,154 @@ def test_a_refused_sandbox_that_is_never_deleted_keeps_room_for_nobody() -> None
 
 
 def test_an_address_that_a_picture_misses_under_a_pod_is_looked_for_again_soon() -> None:
-    """Seed 2276: the clock was set an hour ahead, so a young address seemed old enough to be missed.
+    """Seed 2276: it stayed doubtful, and its interface could not go, until the look of the next hour.
 
-    It stayed doubtful, and its interface could not be given back, until the look of the next hour.
+    EC2's picture is older than it ever should be, so an address that a pod has for minutes is not in it yet.
     """
     with told(instance_type="t3.nano", settings=knobs.Settings(warm_eni_target=0)) as node:
         node.runtime.want(2)
         node.pass_(20)
-        node.cloud.api_lag = 300
-        node.time.skew_ms += 3_600_000
+        node.cloud.api_lag = 600
+        node.pass_(320)
         node.kill()
         node.start()
         node.pass_(5)
         missed = "SELECT address FROM addresses WHERE absent_since IS NOT NULL"
         assert node.machine.rows(missed), "nothing was missed, so nothing is shown"
         node.cloud.api_lag = 0
+        node.settle()
+
+
+def test_a_clock_that_is_set_forward_makes_no_old_picture_new() -> None:
+    """Seeds 3007 and 3503: what was given back a minute ago seemed long gone, and EC2's old picture was believed.
+
+    While the daemon runs, while it is away, and across a reboot.
+    """
+    few = knobs.Settings(warm_ip_target=1, ip_cooldown_ms=0, max_eni=1)
+    for how in ("runs", "away", "reboot"):
+        with told(instance_type="t3.medium", settings=few) as node:
+            node.runtime.want(4)
+            node.settle()
+            node.runtime.drop(4)
+            while not node.calls("UnassignPrivateIpAddresses"):
+                node.pass_(1)
+            node.cloud.api_lag, looks = 300, len(node.calls("DescribeNetworkInterfaces"))
+            if how == "away":
+                node.kill()
+            node.time.skew_ms += 3_600_000
+            if how == "reboot":
+                node.machine.reboot()
+                node.notice_death()
+                node.runtime.machine_rebooted()
+            node.start()
+            node.runtime.want(5)
+            for _ in range(12):
+                node.pass_(20)
+                node.check()
+            assert len(node.calls("DescribeNetworkInterfaces")) > looks, "no old picture was seen"
+            node.cloud.api_lag = 0
+            node.settle()
+
+
+def test_an_interface_that_somebody_takes_away_takes_no_place_any_more() -> None:
+    """Seed 51: another controller's, detached and deleted, was counted for ever, and a pod had no interface."""
+    with told(instance_type="t3.nano", settings=knobs.Settings(warm_eni_target=0)) as node:
+        node.rng.seed(1)
+        said = node.neighbours.attach()
+        assert node.neighbours.strangers, said
+        node.kill()
+        node.start()
+        node.pass_(20)
+        assert len(node.machine.desired().enis) == 2
+        node.neighbours.detach()
+        node.pass_(20)
+        node.pass_(3600 + 400)
+        assert len(node.machine.desired().enis) == 1
+        node.runtime.want(2)
+        node.settle()
+        assert node.calls("CreateNetworkInterface")
+
+
+def test_pods_on_an_interface_that_is_marked_no_manage_keep_their_way_out() -> None:
+    """Seeds 67, 73 and 88: its table went, and what its pods sent left by another interface, to be dropped.
+
+    It goes once the last of them is gone.
+    """
+    with told(instance_type="t3.nano", settings=knobs.Settings(warm_eni_target=0)) as node:
+        node.runtime.want(2)
+        node.settle()
+        second = next(eni for eni in node.machine.desired().enis if not eni.primary)
+        assert "marks" in node.neighbours.mark()
+        node.kill()
+        node.start()
+        node.pass_(60)
+        assert not next(e for e in node.machine.desired().enis if not e.primary).managed
+        node.settle()  # which follows a pod's packets
+        node.runtime.drop(2)
+        node.pass_(60)
+        seen = node.machine.kernel.observe()
+        assert isinstance(seen, model.ObservedKernel)
+        assert not [rule for rule in seen.rules if rule.src == f"{second.primary_ip}/32"]
+
+
+def test_an_api_server_that_was_down_is_asked_until_it_answers() -> None:
+    """Seeds 10023 and 10151: nothing hung on its answer any more, so the finding stayed for good."""
+    asks = knobs.Settings(warm_ip_target=1, node_name=neighbours.NODE_NAME, kubernetes_host="api")
+    with told(settings=asks) as node:
+        node.neighbours.api.down = True
+        node.pass_(130)
+        node.runtime.want(2)
+        node.pass_(5)
+        down = "SELECT code FROM v_findings WHERE closed IS NULL"
+        assert node.machine.rows(down) == [{"code": "api_server_down"}]
+        node.neighbours.api.down = False
+        node.settle()
+        node.neighbours.api.down = True
+        node.pass_(130)
+        node.runtime.want(2)
+        node.pass_(5)
+        assert node.machine.rows(down) == [{"code": "api_server_down"}]
+        node.kill()
+        node.machine.settings = knobs.Settings(warm_ip_target=1)
+        node.start()
+        node.settle()
+
+
+def test_an_interface_made_with_the_groups_of_before_gets_those_of_now() -> None:
+    """Seed 20091: made after they had changed and before the node heard of it; nobody looked for an hour."""
+    with told(instance_type="t3.nano", settings=knobs.Settings(warm_eni_target=0)) as node:
+        node.pass_(700)  # so that no call of ours makes EC2 be looked at again
+        node.cloud.imds_lag = 120
+        while same_groups(node):
+            node.neighbours.regroup()
+        node.runtime.want(2)
+        node.pass_(60)
+        assert node.calls("CreateNetworkInterface")
+        node.cloud.imds_lag = 0
+        node.settle()
+
+
+def same_groups(node: scene.Scene) -> bool:
+    """Has the primary interface the groups that the ledger has?"""
+    primary = node.neighbours.of_the_instance()[0]
+    known = node.machine.desired().node
+    assert known is not None
+    return {group["GroupId"] for group in primary["Groups"]} == set(known.security_groups)
+
+
+def test_a_late_answer_takes_no_address_out_of_a_prefix_that_came_since() -> None:
+    """Seed 10881: given back singly with a lost reply, and delegated within a /28 to another interface.
+
+    The repeated call's answer ended its row, so the prefix had fifteen addresses, and could never go again.
+    """
+    blocks = knobs.Settings(prefix_delegation=True, warm_prefix_target=1, ip_cooldown_ms=0)
+    with told(instance_type="t3.small", settings=blocks) as node:
+        held = node.machine.desired()
+        [block] = [prefix.cidr for prefix in held.prefixes]
+        address = next(a.address for a in held.addresses if a.prefix == block)
+        with node.machine.ledger.write(durable=True) as tx:
+            writes.given_back(tx, "eni-of-before", 1, addresses=[address])
+            writes.given_back(tx, held.enis[0].eni_id, 1, addresses=[address])
+            writes.given_back(tx, "eni-of-before", 1, cidrs=[block])
+        assert len(node.machine.desired().addresses) == 16
         node.settle()

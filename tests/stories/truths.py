@@ -1,61 +1,65 @@
-"""What must be true after every step of a story, and once its faults have stopped: the invariants.
+"""What must be true at every EC2 call and after every step of a story, and of its calls over all: I1 to I4, I6.
 
-Numbers are those of ARCHITECTURE.md. Each function raises Broken, which names the invariant. How a story
-got there does not belong here.
+Each function raises Broken, which names the invariant. What has to agree once faults have stopped is in
+agreement; how a story got there does not belong here.
 """
 
 from __future__ import annotations
 
 import collections
+import ipaddress
+from collections.abc import Collection
 from typing import Any
 
 from ledger import model
-from reconciler.planner import budget, limits, plan, targets
+from reconciler.planner import budget
 from reconciler.providers import ec2
 from tests.stories import door
 from tests.stories.machine import Machine
 from tests.stories.runtime import Runtime
+from tests.stories.verdict import Broken, check
 
-
-class Broken(AssertionError):
-    """An invariant does not hold."""
-
-    def __init__(self, invariant: str, what: str) -> None:
-        super().__init__(f"{invariant}: {what}")
-        self.invariant = invariant
-
-
-def check(invariant: str, holds: bool, what: str) -> None:
-    """Raise Broken unless it holds."""
-    if not holds:
-        raise Broken(invariant, what)
+__all__ = ["Broken", "after_a_step", "before_a_call", "budget_kept", "check"]
 
 
 # ----------------------------------------------------------------------- at every EC2 call
 
 
-def before_a_call(machine: Machine, action: str, params: dict[str, Any]) -> None:
+def before_a_call(
+    machine: Machine, strangers: Collection[str], action: str, params: dict[str, Any]
+) -> None:
     """I1: no mutating call names a thing under an open lease, or a thing not ours."""
     if action.startswith("Describe"):
         return
     desired = machine.desired()
-    eni_id = params.get("NetworkInterfaceId", "")
-    if action == "DetachNetworkInterface":
-        wanted = params["AttachmentId"]
-        eni_id = next((e.eni_id for e in desired.enis if e.attachment_id == wanted), "unknown")
-    named = {*params.get("PrivateIpAddresses", ())} if action.startswith("Unassign") else set()
+    away = action in {"DetachNetworkInterface", "DeleteNetworkInterface"}
+    gone = _given_back(params) if action.startswith("Unassign") else set()
     leased = {lease.address for lease in desired.leases if lease.address}
-    check("I1", not named & leased, f"{action} of {sorted(named & leased)}, which pods hold")
-    if action in {"DetachNetworkInterface", "DeleteNetworkInterface"}:
+    check("I1", not gone & leased, f"{action} of {sorted(gone & leased)}, which pods hold")
+    for eni_id in _named(desired, action, params):
+        check("I1", eni_id not in strangers, f"{action} of {eni_id}, which is somebody else's")
         under = [lease.address for lease in desired.leases if lease.eni_id == eni_id]
-        check("I1", not under, f"{action} of {eni_id}, on which pods hold {under}")
-    if eni_id:
-        known = {eni.eni_id: eni for eni in desired.enis}
-        eni = known.get(eni_id)
+        check("I1", not (away and under), f"{action} of {eni_id}, on which pods hold {under}")
+        eni = next((eni for eni in desired.enis if eni.eni_id == eni_id), None)
         check("I1", eni is not None and eni.managed, f"{action} of {eni_id}, which is not ours")
         assert eni is not None
-        away = action in {"DetachNetworkInterface", "DeleteNetworkInterface"}
         check("I1", not (away and eni.primary), f"{action} of the primary interface")
+
+
+def _given_back(params: dict[str, Any]) -> set[str]:
+    """Every address that goes with the call, those of whole prefixes included."""
+    blocks = [ipaddress.ip_network(each) for each in params.get("Ipv4Prefixes", ())]
+    return {*params.get("PrivateIpAddresses", ()), *(str(a) for block in blocks for a in block)}
+
+
+def _named(desired: model.Desired, action: str, params: dict[str, Any]) -> list[str]:
+    """The interfaces that the call is about."""
+    if action == "DetachNetworkInterface":
+        wanted = params["AttachmentId"]
+        return [next((e.eni_id for e in desired.enis if e.attachment_id == wanted), "unknown")]
+    if action == "CreateTags":
+        return [*params["Resources"]]
+    return [params["NetworkInterfaceId"]] if "NetworkInterfaceId" in params else []
 
 
 # ----------------------------------------------------------------------- after every step
@@ -147,74 +151,6 @@ def _tokens_make_one(machine: Machine) -> None:
     ]
     twice = [token for token, n in collections.Counter(tags).items() if n > 1]
     check("tokens", not twice, f"two interfaces for the token {twice}")
-
-
-# ----------------------------------------------------------------------- when the faults have stopped
-
-
-def at_the_end(machine: Machine, runtime: Runtime) -> None:
-    """I5: ledger, EC2, kernel and runtime agree, and nothing is left to do. I7, if there were crashes."""
-    desired = machine.desired()
-    held = door.truth(machine.ec2.cloud, machine.ec2.node)
-    open_ = [i for i in desired.intents if i.state in {"planned", "sent", "unknown"}]
-    check("I5", not open_, f"calls without an outcome: {open_}")
-    _runtime_agrees(machine, runtime, desired)
-    _ec2_agrees(desired, held)
-    _kernel_agrees(machine, desired)
-    _nothing_left(machine, desired)
-
-
-def _runtime_agrees(machine: Machine, runtime: Runtime, desired: model.Desired) -> None:
-    going = [each.container for each in runtime.sandboxes if each.state in {"refused", "going"}]
-    check("I5", not going, f"deletions that never succeed: {going}")
-    boxes = {each.container: each.address for each in runtime.sandboxes if each.state == "up"}
-    leases = {lease.container_id: lease.address for lease in desired.leases}
-    check("I5", boxes == leases, f"the runtime has {boxes}, the ledger {leases}")
-    unserved = [name for name, box in runtime.wanted.items() if box is None or box.state != "up"]
-    if unserved:
-        limit = limits.lookup(desired.node.instance_type) if desired.node else None
-        assert limit is not None
-        most = targets.most_enis(machine.settings, limit) * limit.slots
-        full = len(boxes) >= most or runtime.full()
-        check(
-            "I5",
-            full,
-            f"{unserved} never get an address, the last refusal was {runtime.refusals[-1:]}",
-        )
-
-
-def _ec2_agrees(desired: model.Desired, held: dict[str, dict[str, Any]]) -> None:
-    ours = {eni.eni_id for eni in desired.enis}
-    check("I5", ours == {*held}, f"EC2 has {sorted(held)}, the ledger {sorted(ours)}")
-    for eni in desired.enis:
-        if not eni.managed:
-            continue
-        rows = {a.address for a in desired.addresses if a.eni_id == eni.eni_id}
-        there = door.secondaries(held[eni.eni_id])
-        check("I5", rows == there, f"{eni.eni_id} has {sorted(there)}, the ledger {sorted(rows)}")
-        dies = held[eni.eni_id].get("Attachment", {}).get("DeleteOnTermination")
-        check("I5", bool(dies), f"{eni.eni_id} would outlive the instance")
-    doubtful = [a.address for a in desired.addresses if a.state != "assigned" or a.absent_since]
-    check("I5", not doubtful, f"addresses that stay doubtful: {doubtful}")
-
-
-def _kernel_agrees(machine: Machine, desired: model.Desired) -> None:
-    observed = machine.kernel.observe()
-    left = plan.kernel(desired, observed, machine.settings).kernel
-    check("I5", not left, f"the kernel differs: {left[:3]}")
-    assert isinstance(observed, model.ObservedKernel)
-    here = {link.name for link in observed.links if link.kind == "veth"}
-    named = {lease.host_ifname for lease in desired.leases}
-    check("I5", here == named, f"links {sorted(here ^ named)} are nobody's or are missing")
-
-
-def _nothing_left(machine: Machine, desired: model.Desired) -> None:
-    now = machine.time.now_ms()
-    unknown = model.Unknown("not asked", now)
-    steps = plan.cloud(desired, unknown, machine.settings, now).cloud
-    check("I5", not steps, f"the pool is not at rest: {steps[:2]}")
-    codes = machine.rows("SELECT code, text FROM v_findings WHERE closed IS NULL")
-    check("I5", not codes, f"findings stay open: {codes}")
 
 
 # ----------------------------------------------------------------------- over the whole story
