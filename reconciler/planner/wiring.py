@@ -147,10 +147,10 @@ def pod(lease: model.Lease, eni: model.Eni, settings: knobs.Settings) -> PodWiri
         model.InterfaceAddress(lease.ifname, host, where="pod"),
         model.Neighbour(lease.ifname, GATEWAY, lease.host_mac),
     )
-    # A pod must not be able to turn the host into one that believes its router advertisements.
+    # A pod must not be able to turn the host into one that believes its router advertisements or redirects.
     sysctls = tuple(
         model.Sysctl(f"ipv6/conf/{link.name}/{name}", value)
-        for name, value in (("accept_ra", "0"), ("accept_redirects", "1"), ("forwarding", "0"))
+        for name, value in (("accept_ra", "0"), ("accept_redirects", "0"), ("forwarding", "0"))
     )
     return PodWiring((link, to_pod, *rules), inside, sysctls, end)
 

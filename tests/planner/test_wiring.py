@@ -55,7 +55,7 @@ def test_a_pod_on_a_secondary_interface_has_all_its_objects() -> None:
     assert (wired.link.alias, wired.link.mtu, wired.link.peer) == ("vpcledger:7", 9001, "eth0")
     assert [(s.path, s.value) for s in wired.sysctls] == [
         ("ipv6/conf/eni0/accept_ra", "0"),
-        ("ipv6/conf/eni0/accept_redirects", "1"),
+        ("ipv6/conf/eni0/accept_redirects", "0"),
         ("ipv6/conf/eni0/forwarding", "0"),
     ]
 

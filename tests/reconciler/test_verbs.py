@@ -100,7 +100,7 @@ def test_the_launcher_is_told_which_sysctls_to_write(door: Door) -> None:
     assert lease is not None
     assert {(s.where, s.path, s.value) for s in answer.sysctls} == {
         ("host", f"ipv6/conf/{lease.host_ifname}/{name}", value)
-        for name, value in (("accept_ra", "0"), ("accept_redirects", "1"), ("forwarding", "0"))
+        for name, value in (("accept_ra", "0"), ("accept_redirects", "0"), ("forwarding", "0"))
     }
 
 
