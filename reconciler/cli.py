@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sql.add_argument("statement", help="one SELECT; the public views start with v_")
     sql.add_argument("--limit", type=int, default=1000, help="most rows to print")
     sound = _question(commands, "integrity", "is the ledger's file sound", _integrity)
-    sound.add_argument("--quick", action="store_true", help="pages only, as at a daemon's start")
+    sound.add_argument("--quick", action="store_true", help="pages only")
     backup = commands.add_parser(
         "backup", help="copy the ledger into one file, also while it is written"
     )

@@ -6,12 +6,13 @@ import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from ledger import database, errors, integrity, migrate, reads, writes
+from ledger import database, errors, integrity, migrate, model, reads, writes
 from tests.ledger import node
 
 
@@ -163,6 +164,89 @@ def test_a_wal_cut_short_loses_the_end_and_nothing_else(path: Path, cut: float) 
         rows = look.dicts("SELECT at FROM late_deletes ORDER BY at", {})
     assert [row["at"] for row in rows] == list(range(len(rows)))
     assert len(rows) < 50
+
+
+@contextmanager
+def killed(path: Path) -> Iterator[database.Ledger]:
+    """A ledger whose writer dies at the block's end: its -wal stays as it is."""
+    ledger = database.Ledger.open(path)
+    yield ledger
+    kept = {part: (path.with_name(path.name + part)).read_bytes() for part in ("", "-wal")}
+    ledger.close()
+    for part, data in kept.items():
+        path.with_name(path.name + part).write_bytes(data)
+
+
+def pods(ledger: database.Ledger, name: str, count: int) -> None:
+    for number in range(count):
+        with ledger.write() as tx:
+            node.claim(tx, f"{name}{number}", number + 1, pod=f"{name}-{number}")
+
+
+def open_in(ledger: database.Ledger) -> tuple[model.Lease, ...]:
+    with ledger.read() as tx:
+        return reads.open_leases(tx)
+
+
+def held(path: Path) -> set[str]:
+    with database.Ledger.open(path, read_only=True) as book, book.read() as tx:
+        return {lease.container_id for lease in reads.open_leases(tx)}
+
+
+def test_a_copy_put_back_over_a_later_wal_is_that_wals_state_or_damage(path: Path) -> None:
+    """With all pages that changed since in the log it is what the dead daemon knew, and no worse."""
+    copy = path.with_name("copy.db")
+    with killed(path) as ledger:
+        node.add_eni(ledger, 1, 40)
+        pods(ledger, "before", 10)
+        ledger.backup(copy)
+        pods(ledger, "after", 20)
+        now = {lease.container_id for lease in open_in(ledger)}
+    path.write_bytes(copy.read_bytes())
+    assert integrity.make_sound(path) is None
+    assert integrity.check(path) == integrity.SOUND
+    assert held(path) == now
+
+
+def test_a_copy_put_back_over_a_wal_that_lacks_pages_is_found(path: Path) -> None:
+    """Each page is whole, and they are of two states: quick_check says ok, and the first question fails."""
+    copy = path.with_name("copy.db")
+    with killed(path) as ledger:
+        node.add_eni(ledger, 1, 60)
+        pods(ledger, "before", 10)
+        ledger.checkpoint()
+        ledger.backup(copy)
+        pods(ledger, "between", 30)
+        ledger.checkpoint()  # the log begins anew with the next commit
+        pods(ledger, "after", 3)
+    path.write_bytes(copy.read_bytes())
+    assert integrity.quick_check(path) == integrity.SOUND
+    aside = integrity.make_sound(path)
+    assert aside is not None
+    assert integrity.check(aside) != integrity.SOUND
+    assert migrate.bring_to_head(path) == "created"
+
+
+def test_the_wal_of_another_node_never_mixes_with_this_ones_rows(
+    path: Path, tmp_path: Path
+) -> None:
+    """What comes out of it is one ledger or the other, or damage; whose it is the daemon sees."""
+    other = tmp_path / "other.db"
+    migrate.bring_to_head(other)
+    with killed(other) as ledger:
+        node.add_eni(ledger, 3, 60)
+        pods(ledger, "theirs", 40)
+    with database.Ledger.open(path) as ledger:
+        node.add_eni(ledger, 1, 60)
+        pods(ledger, "ours", 40)
+    path.with_name(path.name + "-wal").write_bytes(
+        other.with_name(other.name + "-wal").read_bytes()
+    )
+    if integrity.make_sound(path) is None:
+        names = {name.rstrip("0123456789") for name in held(path)}
+        assert len(names) == 1
+    else:
+        assert not path.exists()
 
 
 def test_the_thorough_check_finds_an_index_that_lies_and_a_reference_to_nothing(path: Path) -> None:
