@@ -20,7 +20,7 @@ from functools import partial
 from cni import result, spec, wire
 from ledger import database, model, reads, writes
 from reconciler import call as calls
-from reconciler import errors, jobs, questions, refusals
+from reconciler import errors, jobs, nameless, questions, refusals
 from reconciler import loop as loops
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
@@ -319,20 +319,30 @@ class Verbs:
             self.retry_waiting()
             self.ring_cloud(False)
 
-    def delete(self, batch: list[jobs.Job]) -> bool:
-        """Unmake, then forget; what nobody knows is success (CNI, section DEL). True if any was known."""
+    def delete(self, batch: list[jobs.Job], *, look: bool = True) -> bool:
+        """Unmake, then forget; what nobody knows is success (CNI, section DEL). True if any was known.
+
+        `look`: it may be the sandbox of a lease that was made up without one.
+        """
         now = self.clock()
         known: dict[int, list[jobs.Job]] = {}
+        perhaps: list[tuple[jobs.Job, model.Lease]] = []
         with self.ledger.write() as tx:
             for job in batch:
                 asked = job.asked
                 job.lease = reads.open_lease(tx, asked.container_id, asked.ifname)
-                if job.lease is None:
-                    writes.note_late_delete(tx, asked.container_id, asked.ifname, now)
-                    jobs.record(tx, job, now, reason="unknown_container")
-                else:
+                if job.lease is not None:
                     writes.mark_owner_removing(tx, "lease", str(job.lease.id), now)
                     known.setdefault(job.lease.id, []).append(job)
+                elif look and (made_up := nameless.lease_of(tx, self._host_ifname(asked))):
+                    perhaps.append((job, made_up))
+                else:
+                    writes.note_late_delete(tx, asked.container_id, asked.ifname, now)
+                    jobs.record(tx, job, now, reason="unknown_container")
+        ended = bool(known)
+        if perhaps:
+            nameless.name(self.ledger, self.loop, perhaps, now)
+            ended = self.delete([job for job, _ in perhaps], look=False) or ended
         refused: dict[int, str] = {}
         if known:
             leases = [asking[0].lease for asking in known.values()]
@@ -341,12 +351,15 @@ class Verbs:
                 lambda tx, lease: self._record_deletions(tx, known[lease.id], lease),
                 _handles(batch),
             )
+        answered = {id(job) for job, _ in perhaps}
         for job in batch:
+            if id(job) in answered:
+                continue
             if job.lease is not None and job.lease.id in refused:
                 self._refuse(job, errors.TryLater("kernel_error", refused[job.lease.id]))
             else:
                 job.call.answer(wire.Reply())
-        return bool(known)
+        return ended
 
     def _record_deletions(
         self, tx: database.Write, asking: list[jobs.Job], lease: model.Lease

@@ -277,3 +277,37 @@ def test_a_new_ledger_in_a_lost_ones_place_harms_no_pod(tmp_path: Path) -> None:
         new.close()
         lost.kernel.close()
         pod.close()
+
+
+def test_a_deletion_ends_the_nameless_lease_of_its_sandbox_and_of_no_namesake(door: Door) -> None:
+    """The ledger was rebuilt without records. The namespace, or the kernel's silence, says whose the lease is."""
+    pod = door.added("web-0")
+    lease = door.lease(pod)
+    assert lease is not None
+    with door.ledger.write() as tx:
+        made_up = f"unknown-{lease.host_ifname}"
+        tx.dicts(f"UPDATE leases SET container_id = '{made_up}' WHERE id = {lease.id}", {})
+    before = door.pod("web-0")  # a sandbox of the pod's that died earlier: another namespace
+
+    door.call("DEL", before)
+    door.call("DEL", before, {"CNI_NETNS": ""})
+    assert reasons(door) == []
+    assert pod.pings("10.0.0.4")
+
+    door.call("DEL", pod)
+    assert reasons(door) == ["deleted"]
+    assert door.lease(pod) is None
+
+
+def test_a_deletion_without_its_namespace_ends_a_nameless_lease_that_nothing_speaks_for(
+    door: Door,
+) -> None:
+    pod = door.added("web-0")
+    lease = door.lease(pod)
+    assert lease is not None
+    with door.ledger.write() as tx:
+        made_up = f"unknown-{lease.host_ifname}"
+        tx.dicts(f"UPDATE leases SET container_id = '{made_up}' WHERE id = {lease.id}", {})
+    door.node.command("ip", "link", "del", lease.host_ifname)
+    door.call("DEL", pod, {"CNI_NETNS": ""})
+    assert reasons(door) == ["deleted"]
