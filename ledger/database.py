@@ -9,6 +9,7 @@ What any statement says does not belong here.
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,8 @@ class Statement:
         if constants:
             raise ValueError(f"constants {constants} are bound, not written: {compiled}")
         self.sql = str(compiled)
+        if unbound := re.findall(r"(?<![\w:']):[a-z]\w*", self.sql):
+            raise ValueError(f"{unbound} are written, not bound: {self.sql}")
         self.in_order = _in_order(tuple(compiled.positiontup or ()))
 
 

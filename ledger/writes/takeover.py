@@ -6,7 +6,7 @@ does not belong here either.
 
 from __future__ import annotations
 
-from sqlalchemy import insert, literal_column, update
+from sqlalchemy import bindparam, insert, update
 
 from ledger import model, rows, schema
 from ledger.database import Statement, Write
@@ -27,7 +27,7 @@ _TAKEOVER = Statement(
 _HANDED_BACK = Statement(
     update(schema.takeovers)
     .where(schema.takeovers.c.handed_back_at.is_(None))
-    .values(handed_back_at=literal_column(":at"))
+    .values(handed_back_at=bindparam("at"))
 )
 
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, literal, select
+from sqlalchemy import insert, literal, literal_column, select, update
 
 from ledger import database, errors, integrity, migrate, reads, schema, writes
 from ledger import file as files
@@ -336,3 +336,9 @@ def test_the_wal_stays_short_under_steady_writing(
     writer.join()
 
     assert 64 < longest < 1500
+
+
+def test_a_parameter_that_would_never_be_given_is_refused() -> None:
+    """Written as text it is none of the statement's, and SQLite would ask for it when it is too late."""
+    with pytest.raises(ValueError, match="':at'"):
+        database.Statement(update(schema.leases).values(claimed_at=literal_column(":at")))
