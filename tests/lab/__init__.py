@@ -13,8 +13,9 @@ Start it with `python -m tests.lab`. What of AWS and of a node is there, and wha
                                                                           interfaces, latency, path MTU
     security groups, tracked per interface                firewall      filtering of what lives in the VPC
                                                                           itself (API, metadata, router)
-    the internet gateway, one to one, by elastic IP       beyond        egress-only gateways, several VPCs
-    a peered VPC and premises, one host each              beyond        their own groups, BGP, edge routing
+    the internet gateway, one to one, by elastic IP       beyond        egress-only gateways
+    a second VPC, peered, with a fabric of its own        peering       asking for a peering, more than two
+    a network on premises, one host                       beyond        BGP
     kube-proxy: ClusterIP, NodePort, both external        kubeproxy     affinity, load balancers, IPVS,
       policies; iptables-legacy, iptables-nft, nftables                   the API server it listens to
     a node: boot, reboot, its folders, the daemon         node          systemd, udev

@@ -1,4 +1,4 @@
-"""What lies beyond the VPC: the internet, a peered VPC, a network on premises; one host in each.
+"""What lies beyond the VPC: the internet, a peered VPC of its own, a network on premises; one host in each.
 
     nodes ── vpc ──┬── igw ──── internet     192.0.2.10, any address off the others' CIDRs
                    ├────────── peer          10.1.0.10 in the second VPC, 10.1.0.0/16 (peering)
@@ -7,10 +7,10 @@
 The internet gateway translates one to one and without state: a source with a public association becomes
 its public address, and a public address its private one on the way in. Any other source is counted and
 dropped (VPC User Guide, "Enable internet access"), which is what proves SNAT: a pod's own address does not
-get out. A peer and a network on premises know the VPC's private addresses and see sources as they are.
+get out. A peer and a network on premises know the VPC's private addresses and see sources as they are. The
+peer is an instance of a VPC with ports, a source check and security groups of its own (`peering`).
 
-Not simulated: edge routing (nothing passes from one of these to another through the VPC), BGP, and the
-peer's own security groups. What the VPC delivers to whom does not belong here.
+Not simulated: BGP. Nothing passes from one of these to another through the VPC, as in AWS (no edge routing). What the VPC delivers to whom does not belong here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.lab import peering
 from tests.lab.netns import Netns
 
 if TYPE_CHECKING:
     from tests.lab.fabric import Fabric
 
-PEER = "10.1.0.0/16"
+VPC = "10.0.0.0/16"
+PEER = peering.NETWORK
 PREMISES = "172.16.0.0/16"
 
 _GATEWAY = """
@@ -69,7 +71,10 @@ class Beyond:
         self._join(fabric.netns, "igw", ["default"], self._gateway, "vpc", _PRIVATE)
         internet = self._place("internet", "192.0.2.10", self._gateway, "internet", "default")
         self.internet = dataclasses.replace(internet, device="igw")
-        self.peer = self._place("peer", "10.1.0.10", fabric.netns, "pcx", PEER)
+        self.peered = peering.PeeredVpc(fabric, open_to=VPC)
+        # A host in another VPC, whose router is the other end of the link.
+        self._join(fabric.netns, "pcx", [PEER], self.peered.fabric.netns, "pcx", [VPC])
+        self.peer = Place("peer", peering.ADDRESS, self.peered.netns, "pcx")
         self.premises = self._place("premises", "172.16.0.10", fabric.netns, "vgw", PREMISES)
         self._public: dict[str, str] = {}
         fabric.tell_associations(self._associate)
@@ -97,7 +102,8 @@ class Beyond:
         self._fabric.tell_associations(None)
         for device in ("igw", "pcx", "vgw"):
             self._fabric.netns.command("ip", "link", "delete", device)
-        for netns in (*(place.netns for place in self.places()), self._gateway):
+        self.peered.close()
+        for netns in (self.internet.netns, self.premises.netns, self._gateway):
             netns.close()
 
     def __enter__(self) -> Self:

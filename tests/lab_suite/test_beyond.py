@@ -113,6 +113,23 @@ def test_private_neighbours_see_private_addresses(vpc: SmallVpc, beyond: Beyond,
     assert vpc.fabric.drops() == {(eni, "10.0.7.7"): 1}
 
 
+def test_the_peered_vpc_has_a_fabric_of_its_own(vpc: SmallVpc, beyond: Beyond) -> None:
+    """It checks sources at its own ports, delivers to owners alone, and is no way through for a third."""
+    peer, second = beyond.peer, beyond.peered.fabric
+    assert ping(vpc.one, peer.address)
+    assert not ping(vpc.one, "10.1.0.77")  # nobody's there
+    assert second.drops() == {}
+
+    peer.netns.command("ip", "address", "add", "10.1.0.99/32", "dev", "lo")
+    assert not ping(peer, vpc.one.address, "-I", "10.1.0.99")
+    assert second.drops() == {(beyond.peered.eni, "10.1.0.99"): 1}
+    assert vpc.fabric.drops() == {}
+    second.forget_drops()
+
+    assert not ping(beyond.premises, peer.address)
+    assert second.drops() == {("pcx", beyond.premises.address): 1}
+
+
 def test_what_nobody_owns_in_the_vpc_does_not_go_to_the_internet(
     vpc: SmallVpc, beyond: Beyond
 ) -> None:

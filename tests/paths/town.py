@@ -166,6 +166,7 @@ class Town:
         for trail in (*self.trails.values(), self.vpc):
             trail.forget()
         self.lab.fabric.forget_drops()
+        self.beyond.peered.fabric.forget_drops()
         self.beyond.forget_refused()
 
     def walk(
@@ -235,8 +236,9 @@ class Town:
                 trail.resume()
 
     def nothing_lost(self) -> None:
-        """Neither the source check nor the internet gateway has dropped anything since `forget`."""
-        drops, refused = self.lab.fabric.drops(), self.beyond.refused()
+        """No source check of either VPC, and no internet gateway has dropped anything since `forget`."""
+        drops = self.lab.fabric.drops() | self.beyond.peered.fabric.drops()
+        refused = self.beyond.refused()
         assert not drops, f"dropped by the source check: {drops}"
         assert not refused, f"refused by the internet gateway: {refused}"
 
