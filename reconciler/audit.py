@@ -15,7 +15,6 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from ledger import database, model, reads
@@ -93,7 +92,7 @@ def _silent(
     """Who ought to have answered and did not, with the reason."""
     for who, said in (("EC2", shown), ("kernel", observed), ("runtime", runtime)):
         if isinstance(said, model.Unknown) and (
-            who != "runtime" or Path(settings.cri_socket).exists()
+            who != "runtime" or cri.present(settings.cri_socket)
         ):
             yield f"{who}: {said.why}"
 

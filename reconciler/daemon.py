@@ -233,7 +233,7 @@ class Daemon:
             ledger=book,
             loop=self.loop,
             runtime=ask_runtime,
-            has_runtime=lambda: Path(settings.cri_socket).exists(),
+            has_runtime=lambda: cri.present(settings.cri_socket),
             held=lambda: frozenset(self.verbs.waiting),
             clock=clock,
             ended=lambda: self._ring_cloud(urgent=False),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ledger import database, model, reads, writes
 from reconciler import loop as loops
-from reconciler.planner import sweep, takeover
+from reconciler.planner import sweep, takeover, wiring
 from reconciler.providers import netns
 
 log = logging.getLogger(__name__)
@@ -97,5 +97,10 @@ class Sweeper:
 
 
 def _is_cut_short(row: model.Installed) -> bool:
-    """Part of a deletion that the kernel refused: nobody may ask for it a second time."""
-    return row.owner_kind == "lease" and row.state == "removing"
+    """Part of a deletion that the kernel refused: nobody may ask for it a second time.
+
+    A retired link is none: its sandbox's namesake came, and its lease waits for its own deletion.
+    """
+    return (
+        row.owner_kind == "lease" and row.state == "removing" and not wiring.is_retired(row.thing)
+    )

@@ -24,6 +24,7 @@ from ledger.database import Read, Statement
 
 _leases, _addresses, _enis = schema.leases, schema.addresses, schema.enis
 _intents, _installed = schema.intents, schema.installed
+_HOST_LINK: ColumnElement[str] = literal_column("'host '")
 _ONE: ColumnElement[int] = literal_column("1")
 _ZERO: ColumnElement[int] = literal_column("0")
 _OPEN = _leases.c.ended_at.is_(None)
@@ -91,7 +92,11 @@ _RETIRED = Statement(
         _installed.c.owner_kind == schema.word("lease"),
         _installed.c.state == schema.word("removing"),
         ~select(_ONE)
-        .where(_leases.c.id == cast(_installed.c.owner, Integer), _OPEN)
+        .where(
+            _leases.c.id == cast(_installed.c.owner, Integer),
+            _OPEN,
+            _installed.c.key == _HOST_LINK.concat(_leases.c.host_ifname),
+        )
         .correlate(_installed)
         .exists(),
     )
@@ -348,7 +353,7 @@ def installed_for(tx: Read, owner_kind: model.OwnerKind, owner: str) -> tuple[mo
 
 
 def retired(tx: Read) -> tuple[model.Installed, ...]:
-    """Links whose lease has ended and that are still to be removed."""
+    """Links still to be removed: their lease has ended, or a namesake of its sandbox has their name now."""
     return tuple(map(rows.installed, tx.all(_RETIRED)))
 
 

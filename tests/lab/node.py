@@ -217,6 +217,8 @@ class Node:
             "VPCLEDGER_BOOT_ID_PATH": str(self.boot_id),
             "AWS_VPC_K8S_CNI_BACKING_STORE": str(self.run / "ipam.json"),
             "VPCLEDGER_CNI_CACHE_DIR": str(self.cache),
+            # A runtime of this machine knows nothing of the lab's pods.
+            "VPCLEDGER_CRI_SOCKET": str(self.run / "containerd.sock"),
             "HOST_CNI_BIN_PATH": str(self.bin),
             "HOST_CNI_CONFDIR_PATH": str(self.conf),
             "AWS_EC2_ENDPOINT": f"http://{fabric.API}",

@@ -7,6 +7,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -208,3 +209,24 @@ def test_a_process_that_answers_too_late_is_not_asked_again() -> None:
         assert isinstance(seen, model.Unknown)
         assert "lost" in seen.why
     asking.close()
+
+
+def test_a_runtime_that_may_not_be_looked_at_is_there(tmp_path: Path) -> None:
+    """The daemon's user and the folder of some runtimes: that is no reason to fail, and no absence."""
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    asked = f"from reconciler.providers import cri; print(cri.present('{folder}/containerd.sock'))"
+
+    told = subprocess.run(
+        [sys.executable, "-c", asked],
+        user=65532 if spaces.tier() != "single" else None,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert told.stdout == "True\n"
+    assert not cri.present(str(folder / "containerd.sock"))

@@ -163,3 +163,20 @@ def test_a_deletion_that_was_cut_short_is_finished_after_a_start(
     finally:
         door.close()
         pod.close()
+
+
+def test_the_link_of_a_sandbox_whose_namesake_came_is_forgotten_when_it_is_removed(
+    tmp_path: Path,
+) -> None:
+    door = Door(tmp_path, (3, 0))
+    door.loop.reap_soon = lambda: None
+    old = door.added("web-0")
+    door.added("web-0")
+    assert door.rows(REMOVING) == [{"key": "host ended1", "owner": "1"}]
+
+    assert door.loop.reap() == 1
+
+    assert "ended1" not in links(door.node)
+    assert door.rows(REMOVING) == []
+    assert door.lease(old) is not None
+    door.close()

@@ -167,6 +167,20 @@ def test_a_deletion_the_kernel_refused_is_finished(door: Door) -> None:
     assert node.reasons() == ["deleted"]
 
 
+def test_a_sandbox_whose_namesake_came_keeps_its_lease_until_it_is_deleted(door: Door) -> None:
+    node = Node(door)
+    door.loop.reap_soon = lambda: None
+    old = door.added("web-0")
+    new = door.added("web-0")
+    node.lists(old, new)
+
+    node.passes()
+
+    assert door.lease(old) is not None
+    assert door.call("DEL", old).status == 0
+    assert node.reasons() == ["deleted"]
+
+
 def test_who_waits_for_nobody_is_forgotten(tmp_path: Path) -> None:
     """The runtime never came back for it, neither with an ADD nor with a DEL."""
     door = Door(tmp_path, addresses=(0, 0))
