@@ -34,9 +34,10 @@ def test_a_boot_is_new_once(ledger: database.Ledger) -> None:
         assert writes.record_boot(tx, "boot-1", 1)
         assert not writes.record_boot(tx, "boot-1", 2)
         assert writes.record_boot(tx, "boot-2", 3)
-    assert rows(ledger, "SELECT * FROM boots WHERE boot_id = 'boot-1'") == [
-        {"boot_id": "boot-1", "first_seen_at": 1, "last_start_at": 2, "starts": 2}
-    ]
+    assert rows(
+        ledger,
+        "SELECT boot_id, first_seen_at, last_start_at, starts FROM boots WHERE boot_id = 'boot-1'",
+    ) == [{"boot_id": "boot-1", "first_seen_at": 1, "last_start_at": 2, "starts": 2}]
 
 
 def test_a_setting_remembers_what_it_replaced_and_since_when(ledger: database.Ledger) -> None:
