@@ -110,16 +110,22 @@ def newer(path: Path, found: str) -> str:
 def copy(source: sqlite3.Connection, to: Path) -> None:
     """Copy a whole database by the backup API into one file without a WAL, then put it in place."""
     partial = to.with_name(to.name + ".partial")
-    partial.unlink(missing_ok=True)
+    _forget(partial)
     try:
         with contextlib.closing(connect(partial, "rwc")) as target:
             source.backup(target)
             target.execute("PRAGMA journal_mode=DELETE")
         partial.replace(to)
     except BaseException:
-        partial.unlink(missing_ok=True)  # half a copy would only take the room that was missing
+        _forget(partial)  # half a copy would only take the room that was missing
         raise
     sync_folder(to.parent)
+
+
+def _forget(partial: Path) -> None:
+    """Also its journal, which SQLite would carry out on the next file of that name."""
+    for suffix in ("", "-journal"):
+        partial.with_name(partial.name + suffix).unlink(missing_ok=True)
 
 
 def name_aside(path: Path, what: str) -> Path:

@@ -38,8 +38,8 @@ class RefusedError(Exception):
 class Round:
     """What a daemon writes in its life, once through; it leaves the node as it was."""
 
-    def __init__(self, door: Door, folder: Path) -> None:
-        self.door, self.folder = door, folder
+    def __init__(self, door: Door) -> None:
+        self.door = door
         self.pods: list[Pod] = []
         self.steps: list[Callable[[], None]] = [
             lambda: self.add(0),
@@ -61,7 +61,6 @@ class Round:
             self.find,
             self.tidy,
             lambda: door.ledger.checkpoint() and None,
-            lambda: door.ledger.backup(folder / "copy.db"),
             self.start_again,
             lambda: self.delete(1),
         ]
@@ -160,7 +159,7 @@ def every_write(folder: str) -> None:
     while refused:
         writes_seen += STEP
         refused = set()
-        round_ = Round(door, Path(folder))
+        round_ = Round(door)
         fill_after(writes_seen)
         for number, step in enumerate(round_.steps):
             try:
@@ -185,8 +184,25 @@ def every_write(folder: str) -> None:
             pod.close()
         door.pods.clear()
     assert writes_seen > 100, "the writes were not heard"
+    _copy(door, Path(folder) / "copy.db", fill_after)
     assert integrity.check(door.ledger.path) == integrity.SOUND
     print(writes_seen)
+
+
+def _copy(door: Door, copy: Path, fill_after: Callable[[int], None]) -> None:
+    """A copy that cannot be written to its end leaves nothing in its place."""
+    number, refused = 1, True
+    while refused:
+        fill_after(number)
+        try:
+            door.ledger.backup(copy)
+            refused = False
+        except database.Failure:
+            assert not list(copy.parent.glob("copy.db*"))
+        fill_after(0)
+        number *= 2
+    assert number > 16, "a copy is made of many writes"
+    assert integrity.check(copy) == integrity.SOUND
 
 
 def _nothing_is_half_done(door: Door) -> None:
