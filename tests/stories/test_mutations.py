@@ -10,13 +10,15 @@ import random
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cni import spec
 from ledger import database, model, reads, writes
 from ledger.writes import adoption, choice
-from reconciler import cloud_loop, record, recovery
+from reconciler import cloud_loop, jobs, record, recovery
 from reconciler import settings as knobs
 from reconciler.planner import actions, budget, notation, plan, release, stock, targets, upkeep
 from reconciler.providers import ec2
@@ -155,12 +157,12 @@ def the_bucket_has_no_bottom(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(record, "BACKOFF_MOST_MS", 10)
 
 
-def everybody_has_prefixes(patch: pytest.MonkeyPatch) -> None:
-    """Not a mistake: stories with prefix delegation alone."""
+def everybody_has_prefixes(patch: pytest.MonkeyPatch, **more: Any) -> None:
+    """Not a mistake: stories with prefix delegation alone, and with these settings."""
     any_ = events.settings
 
     def settings(rng: random.Random) -> knobs.Settings:
-        return dataclasses.replace(any_(rng), prefix_delegation=True, freeze="none")
+        return dataclasses.replace(any_(rng), prefix_delegation=True, **more)
 
     patch.setattr(events, "settings", settings)
     patch.setitem(events.EVENTS, "_prefixes_are_switched", 0)
@@ -179,7 +181,8 @@ def a_prefix_is_given_back_under_a_pod(patch: pytest.MonkeyPatch) -> None:
 
 def a_prefix_is_counted_twice(patch: pytest.MonkeyPatch) -> None:
     """The planner takes a free /28 for thirty-two addresses, and is content with half of what it should hold."""
-    everybody_has_prefixes(patch)
+    two = {"warm_prefix_target": 2, "max_pods": None, "max_eni": None}
+    everybody_has_prefixes(patch, warm_ip_target=0, minimum_ip_target=0, **two)
     count = stock.count
 
     def twice(*what: Any, **how: Any) -> stock.Stock:
@@ -221,14 +224,13 @@ def a_marked_interface_loses_its_table(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(events.EVENTS, "_somebody_is_at_the_instance", 60)
 
 
-def refusals_give_no_reason(patch: pytest.MonkeyPatch) -> None:
-    """The answer says why, and the ledger does not."""
-    record_ = writes.record_request
+def one_message_for_a_dozen_causes(patch: pytest.MonkeyPatch) -> None:
+    """The VPC CNI's: the runtime hears that it failed, and not why."""
 
-    def silent(tx: database.Write, **said: Any) -> Any:
-        return record_(tx, **{**said, "reason": "" if said.get("code") else said["reason"]})
+    def bare(code: int, _text: str, _more: str) -> spec.CniError:
+        return spec.CniError(code, "failed to assign an IP address to container", "")
 
-    patch.setattr(writes, "record_request", silent)
+    patch.setattr(jobs, "spec", SimpleNamespace(CniError=bare))
 
 
 def tags_are_written_at_every_start(patch: pytest.MonkeyPatch) -> None:
@@ -285,7 +287,7 @@ ALONE: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     somebody_elses_interface_is_kept_right: "I1",
     two_pods_get_one_address: "I2",
     released_addresses_are_believed_back: "I3",
-    refusals_give_no_reason: "I4",
+    one_message_for_a_dozen_causes: "I4",
     a_prefix_is_counted_twice: "I5",
     one_address_too_few_is_enough: "I5",
     a_marked_interface_loses_its_table: "I5",
