@@ -275,6 +275,8 @@ MISTAKES: dict[Callable[[pytest.MonkeyPatch], None], set[str]] = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: str(mistake.__name__))
 def test_a_mistake_breaks_an_invariant(
     mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
@@ -298,6 +300,8 @@ ALONE: dict[Callable[[pytest.MonkeyPatch], None], str] = {
 """For each invariant a mistake, and for prefixes theirs, that no other invariant's checks see in some story."""
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("mistake", ALONE, ids=lambda mistake: str(mistake.__name__))
 def test_a_mistake_that_only_one_invariant_sees(
     mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
