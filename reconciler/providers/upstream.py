@@ -63,16 +63,18 @@ def checkpoint(leases: Iterable[model.Lease]) -> str:
             "ifName": lease.ifname,
             "ipv4": lease.address,
             "allocationTimestamp": lease.created_at * _NS_PER_MS,
-            "metadata": {
-                "k8sPodNamespace": lease.pod_namespace,
-                "k8sPodName": lease.pod_name,
-                "interfacesCount": 1,
-            },
+            "metadata": _metadata(lease),
         }
         for lease in leases
         if lease.address is not None and lease.family == 4
     ]
-    return json.dumps({"version": VERSION, "allocations": rows}) + "\n"
+    return json.dumps({"version": VERSION, "allocations": rows}, separators=(",", ":")) + "\n"
+
+
+def _metadata(lease: model.Lease) -> dict[str, object]:
+    """In its order, without what is empty, as Go's encoder leaves it out (`omitempty`)."""
+    named = {"k8sPodNamespace": lease.pod_namespace, "k8sPodName": lease.pod_name}
+    return {key: name for key, name in named.items() if name} | {"interfacesCount": 1}
 
 
 def _checkpoints(first: Path) -> Iterator[Path]:

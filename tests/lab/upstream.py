@@ -78,7 +78,7 @@ class Upstream:
         self._ip("link set eth0 mtu 9001", f"rule add prio 1024 fwmark {MARK} lookup main")
         self._nat(primary["PrivateIpAddress"])
         (self.node.conf / "10-aws.conflist").write_text(json.dumps(CONFLIST))
-        self._write()
+        self.write()
 
     def _attach(self, ec2: Any, primary: dict[str, Any], device: int) -> dict[str, Any]:
         tags = {"node.k8s.amazonaws.com/instance_id": self.node.instance}
@@ -197,12 +197,13 @@ COMMIT
         }
         self.kubelet.keep(CONFLIST, sandbox, sandbox.result)
         self.allocations.append(allocation(sandbox, address))
-        self._write()
+        self.write()
         return sandbox
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Its checkpoint, whole, as its agent does with every change."""
         content = {"version": VERSION, "allocations": self.allocations}
-        self.checkpoint.write_text(json.dumps(content) + "\n")
+        self.checkpoint.write_text(json.dumps(content, separators=(",", ":")) + "\n")
         self.checkpoint.chmod(0o600)
 
     # ── its agent starts again ────────────────────────────────────────────────────────────────
@@ -225,7 +226,7 @@ COMMIT
             if host_link(meta["k8sPodNamespace"], meta["k8sPodName"]) in links:
                 self.allocations.append(row)
                 self._rewrite(row["ipv4"])
-        self._write()
+        self.write()
         return [row["ipv4"] for row in self.allocations]
 
     def _rewrite(self, address: str) -> None:
@@ -240,7 +241,7 @@ COMMIT
         """Its plugin's DEL, of any pod in the checkpoint; the link goes with the sandbox."""
         row = next(r for r in self.allocations if r["containerID"] == sandbox.container)
         self.allocations.remove(row)
-        self._write()
+        self.write()
         self._ip(
             f"rule del prio 512 to {row['ipv4']}/32 lookup main",
             f"route del {row['ipv4']}/32 scope link",

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import spaces
+from tests.lab import spaces, stream
 from tests.lab.kubelet import Sandbox
 from tests.lab.node import Node
-from tests.lab.upstream import Upstream
+from tests.lab.upstream import Upstream, allocation
 from tests.lab.whole import Lab
 from tests.reconciler import live
 
@@ -61,6 +61,14 @@ def test_live_pods_keep_their_addresses_and_the_node_becomes_ours(old: Upstream)
     assert fresh.address not in {pod.address for pod in pods}
     for pod in pods:
         kubelet.check(pod)
+    assert "AWS-SNAT-CHAIN-0" in node.netns.command("iptables-nft-save")
+    running = [stream.Stream(pod.netns, peer.address) for pod in (pods[0], pods[5])]
+    done = node.product("unchain")
+    assert done.returncode == 0, done.stderr
+    left = node.netns.command("iptables-nft-save") + node.netns.command("nft", "list", "tables")
+    assert "AWS" not in left
+    assert "table ip aws-cni" not in left
+    assert [each.stop().lost for each in running] == [0, 0]
     kubelet.stop(pods[0])
     kubelet.stop(pods[5])
     assert pods[0].address not in leases(node).values()
@@ -207,14 +215,20 @@ def test_the_checkpoint_is_kept_for_the_way_back(old: Upstream) -> None:
     ours = old.kubelet.start("ours")
     old.kubelet.stop(pods.pop())
     assert node.stop_daemon() == 0
-    written = json.loads(old.checkpoint.read_text())
+    text = old.checkpoint.read_text()
+    written = json.loads(text)
     assert {row["ipv4"] for row in written["allocations"]} == {p.address for p in (*pods, ours)}
-    before = {row["ipv4"]: row for row in old.allocations}
-    for row in written["allocations"]:
-        if row["ipv4"] in before:
-            stamp = before[row["ipv4"]].pop("allocationTimestamp")
-            assert abs(row.pop("allocationTimestamp") - stamp) < 1_000_000  # ours are milliseconds
-            assert row == before[row["ipv4"]]
+    theirs = [row for row in old.allocations if row["ipv4"] in {pod.address for pod in pods}]
+    theirs.append(allocation(ours, ours.address))
+    stamps = {row["ipv4"]: row["allocationTimestamp"] for row in written["allocations"]}
+    for row in theirs[:-1]:  # ours are milliseconds
+        row["allocationTimestamp"] -= row["allocationTimestamp"] % 1_000_000
+        assert stamps[row["ipv4"]] == row["allocationTimestamp"]
+    theirs[-1]["allocationTimestamp"] = stamps[ours.address]
+    theirs.sort(key=lambda row: list(stamps).index(row["ipv4"]))  # a Go map's order is no order
+    old.allocations = theirs
+    old.write()
+    assert old.checkpoint.read_text() == text, "byte for byte what the VPC CNI would have written"
     assert set(old.take_back()) == {pod.address for pod in (*pods, ours)}
     peer = old.lab.kubelets[1].start("peer")
     assert all(pod.ping(peer.address) for pod in (*pods, ours))
