@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 
 from ledger import database, model, reads, writes
 from reconciler import errors, record, strangers
@@ -213,28 +212,31 @@ class Loop:
         self,
         ending: Sequence[tuple[model.Lease, str]],
         also: Callable[[database.Write, model.Lease], None] = lambda _tx, _lease: None,
-        pods: Mapping[int, kernel_provider.PodHandle] = MappingProxyType({}),
     ) -> dict[int, str]:
         """Take out of service what was installed for these leases, then end each for its reason.
 
-        Rules go, and links are retired, for which the pods' handles (by lease id) are of use: nothing
-        reaches the pod any more, and both names are free. `reap` removes the links soon after. Returns
-        why the kernel refused, by lease id: those leases stay open, since an address must not meet the
-        rules of its last holder. `also` joins the transaction that ends a lease.
+        All their rules go, then their links are retired: nothing reaches the pods any more or leaves
+        them, and the links' names are free. `reap` removes the links soon after. Returns why the kernel
+        refused, by lease id: those leases stay open, since an address must not meet the rules of its
+        last holder. `also` joins the transaction that ends a lease.
         """
         with self.ledger.read() as tx:
             owned = {
                 lease.id: reads.installed_for(tx, "lease", str(lease.id)) for lease, _ in ending
             }
         refused: dict[int, str] = {}
-        links: dict[int, model.Link | None] = {}
-        for lease, _ in ending:
-            steps = unmaking(lease.id, [row.thing for row in owned[lease.id]])
-            outcomes = self.carry_out(steps, pods.get(lease.id))
-            links[lease.id] = retired(lease.id, outcomes)
-            for outcome in outcomes:
-                if outcome.error:
-                    refused[lease.id] = f"{outcome.error}: {outcome.text}"
+        links: dict[int, model.Link | None] = {lease.id: None for lease, _ in ending}
+        steps = [
+            (lease_id, step)
+            for lease_id, rows in owned.items()
+            for step in unmaking(lease_id, [row.thing for row in rows])
+        ]
+        steps.sort(key=lambda each: isinstance(each[1], actions.Retire))  # the links last
+        outcomes = self.carry_out([step for _, step in steps])
+        for (lease_id, _), outcome in zip(steps, outcomes, strict=True):
+            links[lease_id] = links[lease_id] or retired(lease_id, [outcome])
+            if outcome.error:
+                refused[lease_id] = f"{outcome.error}: {outcome.text}"
         now = self.clock()
         with self.ledger.write() as tx:
             for lease, reason in ending:

@@ -24,7 +24,6 @@ from reconciler import errors, jobs, nameless, questions, refusals
 from reconciler import loop as loops
 from reconciler import settings as knobs
 from reconciler.planner import actions, wiring
-from reconciler.providers import kernel
 
 log = logging.getLogger(__name__)
 
@@ -224,9 +223,10 @@ class Verbs:
         steps = [actions.Put(thing) for thing in (*wired.host, *wired.pod)]
         outcomes = self.loop.carry_out(steps, job.pod)
         failed = [outcome for outcome in outcomes if outcome.error]
-        if failed and failed[0].result.get("where") == "pod" and self.loop.reap():
-            # The last sandbox interface in this namespace was deleted a moment ago, and the runtime
-            # did not show us the namespace then, so its name was not free yet. Now it is.
+        if failed and failed[0].result.get("where") == "pod":
+            # The last sandbox interface in this namespace was deleted a moment ago, and its pair is still
+            # to be removed. If not by the lane by now, then by us.
+            self.loop.reap()
             outcomes = self.loop.carry_out(steps, job.pod)
             failed = [outcome for outcome in outcomes if outcome.error]
         now = self.clock()
@@ -235,7 +235,7 @@ class Verbs:
             # address is free only when nothing shows it any more.
             with self.ledger.write() as tx:
                 writes.mark_owner_removing(tx, "lease", str(lease.id), now)
-            self.loop.end_leases([(lease, "setup_failed")], pods=_handles([job]))
+            self.loop.end_leases([(lease, "setup_failed")])
             first = failed[0]
             reason = "ifname_taken" if first.result.get("where") == "pod" else "kernel_error"
             raise errors.TryLater(reason, f"{first.error}: {first.text}")
@@ -349,7 +349,6 @@ class Verbs:
             refused = self.loop.end_leases(
                 [(lease, _why_deleted(lease)) for lease in leases if lease is not None],
                 lambda tx, lease: self._record_deletions(tx, known[lease.id], lease),
-                _handles(batch),
             )
         answered = {id(job) for job, _ in perhaps}
         for job in batch:
@@ -385,11 +384,6 @@ def _raise(failed: Exception, _: jobs.Job) -> None:
 
 def _verb_of(call: calls.Call) -> str:
     return call.request.env.get("CNI_COMMAND", "")
-
-
-def _handles(batch: list[jobs.Job]) -> dict[int, kernel.PodHandle]:
-    """The pods' namespaces that the runtime showed us, by lease id."""
-    return {job.lease.id: job.pod for job in batch if job.lease is not None and job.pod is not None}
 
 
 def _why_deleted(lease: model.Lease) -> str:

@@ -47,10 +47,10 @@ class RemoveTable:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Take a pod's veth pair out of service at once: both ends down and named `name`, no routes left.
+    """Take a pod's veth pair out of service at once: the host's end down and named `name`, no routes left.
 
     The kernel takes 20 ms to remove a link, for one as for forty; a retired one is removed later
-    together with others, and meanwhile the names it had are free for the pod's next sandbox.
+    together with others, and meanwhile the name it had is free for the pod's next sandbox.
     """
 
     thing: model.Link

@@ -20,6 +20,7 @@ _THERE = frozenset({"EEXIST"})
 _GONE = frozenset({"ENOENT", "ESRCH", "ENODEV", "EADDRNOTAVAIL", "ENXIO"})
 _TAKEN = frozenset({"EEXIST", "EBUSY"})  # a name or an index, at this end or at the other
 _OTHER_INDEXES = range(3_000_000, 4_000_000, 2)  # drawn from when the wanted one is taken
+_QUESTIONS = 16  # asked at once: an answer takes up to 4 KiB of the receive buffer's 200
 _NO_POD = Refusal("EBADF", "the pod's namespace was not handed over")
 _NOT_HERE = Refusal("EOPNOTSUPP", "sysctls are written by the launcher")
 
@@ -44,7 +45,7 @@ class Batch:
             elif verb == "put":
                 outcomes += map(self._put_link, run)
             elif verb == "retire":
-                outcomes += map(self._retire, run)
+                outcomes += self._retire(list(run))
             elif verb == "rename":
                 outcomes += map(self._rename, run)
             else:
@@ -183,30 +184,47 @@ class Batch:
             rtnetlink.set_link(found.index, up=link.up, mtu=link.mtu, mac=mac, alias=link.alias),
         )
 
-    def _retire(self, step: actions.KernelAction) -> actions.Outcome:
+    def _retire(self, steps: list[actions.KernelAction]) -> list[actions.Outcome]:
+        """Some at a time, for the answers to a question are long and must all find room in the socket."""
+        outcomes: list[actions.Outcome] = []
+        for at in range(0, len(steps), _QUESTIONS):
+            outcomes += self._retire_some(steps[at : at + _QUESTIONS])
+        return outcomes
+
+    def _retire_some(self, steps: list[actions.KernelAction]) -> list[actions.Outcome]:
         """Down before the new name: kernels before 6.2 rename no link that is up.
 
-        The group is the one to be removed. What the pod's end says is no matter: its namespace may be
-        dying, another may stand at its path, and the pair is removed in a moment anyway.
+        The group is the one to be removed. The pod's end is left alone: without the host's it reaches
+        nobody, and the pair is removed in a moment anyway.
         """
-        assert isinstance(step, actions.Retire)
-        link = step.thing
-        found = self._find(self._host, link.name)
-        if found is None or not _same(link, found):
-            found = self._find(self._host, step.name)  # renamed before, and then we were killed
-            known = found is not None and _same(link, found)
-            return _outcome(step, None, {"there": True} if known else {})
-        if found.kind != "veth":
-            return _outcome(step, Refusal("EPERM", f"{link.name} is not ours to remove"))
-        down, renamed = self._host.ask(rtnetlink.retire_link(found.index, step.name))
-        refused = down.refusal or renamed.refusal
-        if refused is not None:
-            return _outcome(step, None if refused.code in _GONE else refused)
-        if self._pod is not None and link.peer:
-            end = self._find(self._pod, link.peer)
-            if end is not None and end.mac == link.peer_mac:
-                self._pod.ask(rtnetlink.retire_link(end.index, step.name))
-        return _outcome(step, None, {"there": True})
+        looked = self._host.ask([rtnetlink.find_link(_link_of(step).name) for step in steps])
+        ours: dict[int, int] = {}
+        outcomes: dict[int, actions.Outcome] = {}
+        for nth, (step, answer) in enumerate(zip(steps, looked, strict=True)):
+            found = rtnetlink.link(answer.data).link if answer.refusal is None else None
+            if found is None or not _same(_link_of(step), found):
+                outcomes[nth] = self._retired_before(step)
+            elif found.kind != "veth":
+                no = Refusal("EPERM", f"{found.name} is not ours to remove")
+                outcomes[nth] = _outcome(step, no)
+            else:
+                ours[nth] = found.index
+        messages: list[Message] = []
+        for nth, index in ours.items():
+            messages += rtnetlink.retire_link(index, _retiring(steps[nth]).name)
+        told = self._host.ask(messages)
+        for nth, down, renamed in zip(ours, told[::2], told[1::2], strict=True):
+            refused = down.refusal or renamed.refusal
+            gone = refused is not None and refused.code in _GONE
+            there: dict[str, object] = {} if refused else {"there": True}
+            outcomes[nth] = _outcome(steps[nth], None if gone else refused, there)
+        return [outcomes[nth] for nth in range(len(steps))]
+
+    def _retired_before(self, step: actions.KernelAction) -> actions.Outcome:
+        """Renamed already, perhaps, and then we were killed."""
+        found = self._find(self._host, _retiring(step).name)
+        known = found is not None and _same(_link_of(step), found)
+        return _outcome(step, None, {"there": True} if known else {})
 
     def _rename(self, step: actions.KernelAction) -> actions.Outcome:
         """As it is, if the kernel lets us: with a link that goes down its routes would go."""
@@ -338,6 +356,16 @@ def _is_one_pod(steps: Sequence[actions.KernelAction]) -> bool:
 def _where(thing: model.KernelObject) -> model.Where:
     where: model.Where = getattr(thing, "where", "host")
     return where
+
+
+def _link_of(step: actions.KernelAction) -> model.Link:
+    assert isinstance(step.thing, model.Link)
+    return step.thing
+
+
+def _retiring(step: actions.KernelAction) -> actions.Retire:
+    assert isinstance(step, actions.Retire)
+    return step
 
 
 def _same(wanted: model.Link, found: model.Link) -> bool:

@@ -171,13 +171,11 @@ class Paper:
         if found is None or not _same(step.thing, found):
             there = step.name in self.links and _same(step.thing, self.links[step.name])
             return actions.Outcome(step, result={"there": True} if there else {})
-        ends = self.ends.get(found.name)
-        self._drop_link(found.name)
+        del self.links[found.name]
+        _drop_of(self.things, found.name)
         self.links[step.name] = replace(found, name=step.name, up=False)
-        if ends:
-            pod, _ = ends
-            pod.links[step.name] = model.Link(step.name, mac=found.peer_mac, up=False)
-            self.ends[step.name] = (pod, step.name)
+        if found.name in self.ends:
+            self.ends[step.name] = self.ends.pop(found.name)
         return actions.Outcome(step, result={"there": True})
 
     def _drop_link(self, name: str) -> None:

@@ -128,8 +128,10 @@ def test_an_interface_and_a_pod_come_and_go(both: Pair) -> None:
     rules = [actions.Remove(thing) for thing in one.host if isinstance(thing, model.Rule)]
     for _ in range(2):
         both.do(*rules, actions.Retire(one.link, retired.name))
-    assert both.do(actions.Put(other.link)) == [""], "the pod's eth0 is free again"
+    assert both.do(actions.Put(other.link)) == ["EEXIST"], "the pod's end stays until the removal"
     for _ in range(2):
-        assert both.do(actions.Remove(retired), actions.Remove(other.link), pod=False) == ["", ""]
+        assert both.do(actions.Remove(retired), pod=False) == [""]
+    assert both.do(actions.Put(other.link)) == [""], "the pod's eth0 is free again"
+    assert both.do(actions.Remove(other.link), pod=False) == [""]
     gone = model.Route("10.9.0.0/16", "nowhere", protocol=wiring.PROTOCOL)
     assert both.do(actions.Put(gone), actions.Remove(gone), pod=False) == ["ENODEV", ""]
