@@ -115,9 +115,9 @@ def _daemon(
 
 
 def _install(_: argparse.Namespace, settings: knobs.Settings, __: object) -> int:
-    from reconciler import daemon, install
+    from reconciler import install, process
 
-    daemon.prepare_folders(settings)
+    process.prepare_folders(settings)
     for line in install.launcher(settings):
         print(line)
     return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ledger import database, reads
-from reconciler import errors
+from reconciler import errors, parse
 from reconciler import settings as knobs
 from reconciler.planner import limits
 
@@ -75,7 +75,7 @@ def _setting(text: str) -> tuple[str, str]:
         raise argparse.ArgumentTypeError(f"{name!r} is no setting; `show settings` lists them")
     try:
         each.metadata["parse"](value)
-    except knobs.Invalid as bad:
+    except parse.Invalid as bad:
         raise argparse.ArgumentTypeError(f"{name}={value!r} is not {bad}") from None
     return name, value
 

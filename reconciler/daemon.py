@@ -7,14 +7,11 @@ lanes' bells at their intervals. What any part does does not belong here.
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import gc
 import logging
 import os
 import random
-import signal
-import socket
 import sys
 import threading
 import time
@@ -25,8 +22,8 @@ from apscheduler.schedulers import background
 
 from cni import spool
 from ledger import database, integrity, migrate, model, reads, writes
+from reconciler import clock as clocks
 from reconciler import (
-    audit,
     cloud,
     cloud_loop,
     disk,
@@ -35,6 +32,7 @@ from reconciler import (
     logs,
     loop,
     privileges,
+    process,
     recovery,
     runtime,
     server,
@@ -42,7 +40,6 @@ from reconciler import (
     takeover,
     verbs,
 )
-from reconciler import clock as clocks
 from reconciler import settings as knobs
 from reconciler.planner import actions
 from reconciler.providers import conflist, cri, host, kernel, upstream
@@ -71,9 +68,9 @@ def run(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> int:
     Started as root, it becomes the user of VPCLEDGER_UID with CAP_NET_ADMIN alone before it opens
     anything. Refused if a setting or the ledger forbids the start; the sentence says what to do.
     """
-    end = End()
+    end = process.End()
     sys.setswitchinterval(SWITCH_S)
-    prepare_folders(settings)
+    process.prepare_folders(settings)
     asking = runtime.Runtime(lambda: cri.observe(settings.cri_socket))
     publisher = privileges.Publisher(lambda text: host.publish(settings, text))
     inheritance = upstream.observe(settings.checkpoint, settings.cni_cache_dir)  # root's files
@@ -109,7 +106,7 @@ def _open(settings: knobs.Settings, readings: Sequence[knobs.Reading]) -> databa
     return book
 
 
-def _serve(daemon: Daemon, end: End) -> None:
+def _serve(daemon: Daemon, end: process.End) -> None:
     if not disk.until_it_takes(daemon.recover, end.within):
         return
     daemon.start()  # what stops it says why; there is nothing to stop then
@@ -117,73 +114,6 @@ def _serve(daemon: Daemon, end: End) -> None:
         end.wait(daemon.look_now)
     finally:
         daemon.stop()
-
-
-class End:
-    """What the main thread waits for: SIGTERM, SIGINT, or the death of a thread that is needed.
-
-    The kernel may hand a signal to any thread (signal(7)), and CPython runs its handler in the main
-    one, which a lock it waits for would never let go; a socket that the signal itself writes to does.
-    """
-
-    def __init__(self) -> None:
-        """Signals are heard from now on; the main thread has to make it."""
-        self.broken, self._wanted, self._look = False, False, False
-        self._told, self._tell = socket.socketpair()
-        self._tell.setblocking(False)
-        signal.set_wakeup_fd(self._tell.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._want())
-        signal.signal(audit.LOOK_NOW, lambda *_: self._want_a_look())
-        threading.excepthook = self._thread_died
-
-    def wait(self, look: Callable[[], None] = lambda: None) -> None:
-        """Until it is time to end; `look` whenever somebody has asked for one."""
-        while not self._wanted:
-            self._told.recv(64)
-            if self._look:
-                self._look = False
-                look()
-
-    def _want_a_look(self) -> None:
-        self._look = True
-
-    def within(self, seconds: float) -> bool:
-        """Wait so long for it; True once it is time to end."""
-        self._told.settimeout(seconds)
-        with contextlib.suppress(TimeoutError):
-            while not self._wanted:
-                self._told.recv(64)
-        self._told.settimeout(None)
-        return self._wanted
-
-    def _want(self) -> None:
-        self._wanted = True
-
-    def _thread_died(self, died: threading.ExceptHookArgs) -> None:
-        """A door or a watch that is gone serves nobody: end, and be started again from the ledger."""
-        log.critical("thread %s died", died.thread, exc_info=died.exc_value)
-        self.broken = True
-        self._want()
-        with contextlib.suppress(BlockingIOError):  # it has been woken often enough
-            self._tell.send(b"\0")
-
-
-def prepare_folders(settings: knobs.Settings) -> None:
-    """Make the state, spool and run folders and give what is in them to the daemon's user.
-
-    Files may be root's after a look with `vpcledger sql` while the daemon was down.
-    """
-    folders = (settings.state_dir, settings.run_dir, *settings.spool_dirs)
-    for folder in folders:
-        Path(folder).mkdir(mode=0o755, parents=True, exist_ok=True)
-    if os.getuid() != 0 or settings.uid == 0:
-        return
-    for folder in folders:
-        os.chown(folder, settings.uid, settings.uid)
-        for each in os.scandir(folder):
-            if each.is_file(follow_symlinks=False) or each.is_dir(follow_symlinks=False):
-                os.chown(each.path, settings.uid, settings.uid, follow_symlinks=False)
 
 
 class Daemon:

@@ -124,7 +124,7 @@ def test_sigterm_is_heard_whichever_thread_takes_it(lab: Lab) -> None:
 def test_a_thread_that_dies_ends_the_daemon() -> None:
     """Exit status 1, for whoever starts it again; a door without a thread would serve nobody."""
     program = (
-        "import threading; from reconciler import daemon; end = daemon.End();"
+        "import threading; from reconciler import process; end = process.End();"
         "threading.Thread(target=lambda: 1 / 0).start(); end.wait(); print(end.broken)"
     )
     done = subprocess.run(
