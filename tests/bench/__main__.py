@@ -59,20 +59,24 @@ def main(argv: list[str]) -> int:
             sys.stderr.write(f"{reason}\n")
             return 2
         spaces.enter([sys.executable, "-m", "tests.bench", *argv])
+    found: list[figures.Figure] = []
+    failed = ""
+    wanted = set(CASES[figures.memory]) if args.soak else set(args.only or names)
     try:
-        wanted = set(CASES[figures.memory]) if args.soak else set(args.only or names)
-        found = measure(wanted, quick=args.quick, soak=SOAK if args.soak else 0)
-    except stopwatch.BenchError as failed:
-        sys.stderr.write(f"{failed}\n")
-        return 1
+        found.extend(measure(wanted, quick=args.quick, soak=SOAK if args.soak else 0))
+    except stopwatch.BenchError as why:  # what was measured until then was proved, before and after
+        failed = str(why)
+    found = [each for each in found if each.figure in wanted]
     show(found)
     if not args.no_history:
         write_down(found, quick=args.quick)
         plots.draw(HISTORY)
-    return 0
+    if failed:
+        sys.stderr.write(f"{failed}\n")
+    return 1 if failed else 0
 
 
-def measure(wanted: set[str], *, quick: bool, soak: int = 0) -> list[figures.Figure]:
+def measure(wanted: set[str], *, quick: bool, soak: int = 0) -> Iterator[figures.Figure]:
     """Build a node and its rivals; prove before each case and after it that they work and leave nothing."""
     # On a disk and not on the session's tmpfs: a flush must cost what it costs.
     folder = Path(tempfile.mkdtemp(prefix="vpcledger-bench-", dir="/var/tmp"))
@@ -96,20 +100,19 @@ def measure(wanted: set[str], *, quick: bool, soak: int = 0) -> list[figures.Fig
         bench = figures.Bench(lab, node, ours, ptp, floor, n, crowd, many, soak)
         say("waiting for the node's addresses")
         figures.await_free(node, room - 1)
-        found: list[figures.Figure] = []
         try:
             prove(bench)
             for case in cases:
                 say(f"measuring {', '.join(CASES[case])}")
-                found += case(bench)
+                found = list(case(bench))
                 prove(bench)
+                yield from found
         finally:
             floor.close()
             for plugin in bench.plugins():
                 plugin.close()
             if ptp:
                 ptp.host.close()
-    return [each for each in found if each.figure in wanted]
 
 
 def large_node(lab: Lab) -> Node:
