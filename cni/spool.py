@@ -123,6 +123,14 @@ def set_aside(folder: Path, error: UnreadableError) -> Path:
     return kept
 
 
+def set_aside_in(folder: Path) -> list[Path]:
+    """What lies in bad/ because nobody could read it, without the reasons beside."""
+    try:
+        return sorted(path for path in (folder / "bad").iterdir() if path.suffix == ".del")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def forget_unfinished(folder: Path, before: int) -> int:
     """Remove files in tmp/ begun before `before` (Unix ms) and never finished; returns how many.
 

@@ -87,6 +87,11 @@ class CloudLoop:
         """Have the next tick look for interfaces that nodes of the cluster left behind."""
         self._sweep_wanted = True
 
+    def ask_everybody(self) -> None:
+        """Have the next tick look at EC2 and ask instance metadata, also if they were down just now."""
+        self._look_at = self._identify_at = 0
+        self._ec2_down.until = self._imds_down.until = 0
+
     def look_again(self) -> None:
         """Have the next tick look at EC2, whatever was seen before."""
         self._look_at = 0

@@ -202,6 +202,8 @@ class Daemon:
     def recover(self) -> bool:
         """What the last run left is seen to, from ledger and kernel alone. May be tried again."""
         recovery.tell_of_damage(self.ledger, clock)
+        recovery.tell_of_spools(self.ledger, self.spools, clock)
+        takeover.tell_of_records(self.ledger, self.inheritance, clock)
         recovery.first_minute(
             self.ledger, self.loop, self.boot_id, self.spools, clock, clocks.uptime
         )
@@ -240,7 +242,7 @@ class Daemon:
     def look_now(self) -> None:
         """Have every lane do now what it would do at its next time: somebody has found a difference."""
         log.info("a look at everything was asked for")
-        self.cloud_loop.look_again()
+        self.cloud_loop.ask_everybody()
         for lane in (
             self.kernel_lane,
             self.nat_lane,
@@ -296,6 +298,7 @@ class Daemon:
         self.server.run(self.verbs.take_spool_in)
         self.server.run(self.verbs.forget_waiting)
         recovery.tell_of_damage(self.ledger, clock)
+        recovery.tell_of_spools(self.ledger, self.spools, clock)
         with self.ledger.write() as tx:
             writes.prune(tx, clock())
         self.ledger.checkpoint()

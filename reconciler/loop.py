@@ -62,6 +62,8 @@ class Loop:
             return plan.notes
         with self.ledger.write() as tx:
             writes.close_finding(tx, "kernel_unreadable", "", self.clock())
+            if not plan.kernel:  # whatever was refused is as it should be by now
+                writes.close_finding(tx, "kernel_error", "", self.clock())
         if lost:
             return plan.notes
         notes = self._doubtless(plan.notes) + self.beside(desired, observed)

@@ -59,6 +59,25 @@ def tell_of_damage(ledger: database.Ledger, clock: Callable[[], int]) -> None:
                 writes.close_finding(tx, code, subject, clock())
 
 
+def tell_of_spools(
+    ledger: database.Ledger, spools: Iterable[Path], clock: Callable[[], int]
+) -> None:
+    """Close the finding of what could not be read in a spool, once somebody has taken it away."""
+    with ledger.read() as tx:
+        told = {subject for code, subject in reads.open_findings(tx) if code == "spool_unreadable"}
+    if not told:
+        return
+    there: set[str] = set()
+    for folder in spools:
+        try:
+            there |= {path.name for path in (*spool.set_aside_in(folder), *spool.pending(folder))}
+        except OSError:
+            there.add("")
+    with ledger.write() as tx:
+        for subject in told - there:
+            writes.close_finding(tx, "spool_unreadable", subject, clock())
+
+
 def _unwire_enis(tx: database.Write, now: int) -> None:
     """The kernel has forgotten the interfaces' routes: no pods on them before they are wired again."""
     for eni in reads.enis(tx):

@@ -116,6 +116,15 @@ def _once_each(things: tuple[model.KernelObject, ...]) -> list[model.KernelObjec
     return list({thing.key: thing for thing in things}.values())
 
 
+def tell_of_records(
+    ledger: database.Ledger, inheritance: model.Inheritance, clock: Callable[[], int]
+) -> None:
+    """Close the finding of records that could not be read, at a start that finds nothing wrong with them."""
+    if not inheritance.faults:
+        with ledger.write() as tx:
+            writes.close_finding(tx, "takeover_unreadable", "", clock())
+
+
 def leave_checkpoint(
     ledger: database.Ledger, inheritance: model.Inheritance, clock: Callable[[], int]
 ) -> None:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,17 +136,17 @@ class Node:
             check=False,
         )
 
-    def start_daemon(self, **settings: str) -> None:
+    def start_daemon(self, *, by: Sequence[str] = (), **settings: str) -> None:
         """Install and start the product and wait until it says that pods can come.
 
-        `settings` are environment variables (WARM_IP_TARGET="5") and stay for later starts.
-        Raises DaemonFailed with the end of the log.
+        `by` is a program that runs the command given to it (`env`, say); `settings` are environment
+        variables (WARM_IP_TARGET="5") and stay for later starts. Raises DaemonFailed with the end of the log.
         """
         self.environment.update(settings)
-        self.begin_daemon()
+        self.begin_daemon(by)
         self.await_ready()
 
-    def begin_daemon(self) -> None:
+    def begin_daemon(self, by: Sequence[str] = ()) -> None:
         """Install and start the product; nobody waits for it."""
         installed = self.product("install")
         if installed.returncode:
@@ -154,7 +154,7 @@ class Node:
         with self.log.open("ab") as log:
             self.daemon = self.netns.run(
                 subprocess.Popen,
-                self.daemon_command(),
+                [*by, *self.daemon_command()],
                 env=self.environment_of_product(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
