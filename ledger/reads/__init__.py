@@ -1,4 +1,4 @@
-"""Every question we ask, by name: `nouns` for the reconciler, `answers` for whoever looks.
+"""Every question we ask, by name: `nouns` and `cloud` for the reconciler, `answers` for whoever looks.
 
 A question that only an operator has belongs on the SQL page, asked of the public views.
 """
@@ -15,10 +15,20 @@ from ledger.reads.answers import (
     show,
 )
 from ledger.reads.clock import booted_at, clock_step, latest_at
+from ledger.reads.cloud import (
+    calls_since,
+    last_pause,
+    last_sent_at,
+    lost_enis,
+    missed_at,
+    next_retry_at,
+    not_shown,
+    quarantined,
+    unknown_intents,
+)
 from ledger.reads.nouns import (
     Counts,
     boot_id,
-    calls_since,
     demand,
     desired,
     eni,
@@ -29,25 +39,17 @@ from ledger.reads.nouns import (
     installed_for,
     intents,
     last_lease_of,
-    last_pause,
-    last_sent_at,
     late_delete,
     lease,
-    lost_enis,
-    missed_at,
     namesakes,
     next_cooled_at,
-    next_retry_at,
     node,
-    not_shown,
     open_findings,
     open_lease,
     open_leases,
-    quarantined,
     retired,
     scheduling,
     took_over,
-    unknown_intents,
     waiting,
 )
 

@@ -15,22 +15,16 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
-    or_,
     select,
 )
 
 from ledger import model, rows, schema
 from ledger.database import Read, Statement
+from ledger.reads.terms import HOLDS, LIVE, ONE, OPEN, OPEN_STATES, ZERO
 
 _leases, _addresses, _enis = schema.leases, schema.addresses, schema.enis
 _intents, _installed = schema.intents, schema.installed
 _HOST_LINK: ColumnElement[str] = literal_column("'host '")
-_ONE: ColumnElement[int] = literal_column("1")
-_ZERO: ColumnElement[int] = literal_column("0")
-_OPEN = _leases.c.ended_at.is_(None)
-_LIVE = _addresses.c.released_at.is_(None)
-_HOLDS = (_leases.c.address == _addresses.c.address) & _OPEN
-_OPEN_STATES = [schema.word(state) for state in ("planned", "sent", "unknown")]
 
 _NODE = Statement(select(*rows.NODE))
 _SCHEDULING = Statement(
@@ -45,14 +39,14 @@ _ENIS = Statement(
 _PREFIXES = Statement(select(*rows.PREFIX).where(schema.prefixes.c.released_at.is_(None)))
 _ADDRESSES = Statement(
     select(*rows.ADDRESS, _leases.c.id.is_not(None))
-    .select_from(_addresses.outerjoin(_leases, _HOLDS))
-    .where(_LIVE)
+    .select_from(_addresses.outerjoin(_leases, HOLDS))
+    .where(LIVE)
 )
 _LEASE = Statement(select(*rows.LEASE).where(_leases.c.id == bindparam("id")))
-_LEASES = Statement(select(*rows.LEASE).where(_OPEN).order_by(_leases.c.id))
+_LEASES = Statement(select(*rows.LEASE).where(OPEN).order_by(_leases.c.id))
 _WAITING = Statement(
     select(*rows.LEASE)
-    .where(_OPEN, _leases.c.state == schema.word("waiting"))
+    .where(OPEN, _leases.c.state == schema.word("waiting"))
     .order_by(_leases.c.id)
 )
 _OF_KEY = Statement(
@@ -60,7 +54,7 @@ _OF_KEY = Statement(
         _leases.c.container_id == bindparam("container_id"),
         _leases.c.ifname == bindparam("ifname"),
         _leases.c.family == bindparam("family"),
-        _OPEN,
+        OPEN,
     )
 )
 _of_pod = _leases.alias("of_pod")
@@ -91,10 +85,10 @@ _RETIRED = Statement(
         _installed.c.kind == schema.word("link"),
         _installed.c.owner_kind == schema.word("lease"),
         _installed.c.state == schema.word("removing"),
-        ~select(_ONE)
+        ~select(ONE)
         .where(
             _leases.c.id == cast(_installed.c.owner, Integer),
-            _OPEN,
+            OPEN,
             _installed.c.key == _HOST_LINK.concat(_leases.c.host_ifname),
         )
         .correlate(_installed)
@@ -116,39 +110,8 @@ _NAMESAKES = Statement(
 _INTENTS = Statement(
     select(*rows.INTENT)
     .where(
-        _intents.c.state.in_(_OPEN_STATES)
+        _intents.c.state.in_(OPEN_STATES)
         | ((_intents.c.state == schema.word("failed")) & (_intents.c.retry_at > bindparam("now")))
-    )
-    .order_by(_intents.c.id)
-)
-_UNKNOWN = Statement(
-    select(*rows.INTENT)
-    .where(_intents.c.state.in_([schema.word("sent"), schema.word("unknown")]))
-    .order_by(_intents.c.id)
-)
-_NEXT_RETRY = Statement(
-    select(func.min(_intents.c.retry_at)).where(
-        _intents.c.state == schema.word("failed"), _intents.c.retry_at > bindparam("now")
-    )
-)
-_earlier = _intents.alias("earlier")
-_DONE_LAST = (
-    select(func.coalesce(func.max(_earlier.c.id), _ZERO))
-    .where(
-        _earlier.c.operation == bindparam("operation"),
-        _earlier.c.subject == bindparam("subject"),
-        _earlier.c.state == schema.word("done"),
-    )
-    .scalar_subquery()
-)
-_REFUSED = Statement(
-    select(_intents.c.created_at, _intents.c.retry_at)
-    .where(
-        _intents.c.operation == bindparam("operation"),
-        _intents.c.subject == bindparam("subject"),
-        _intents.c.state == schema.word("failed"),
-        _intents.c.ended_at >= bindparam("since"),
-        _intents.c.id > _DONE_LAST,
     )
     .order_by(_intents.c.id)
 )
@@ -158,62 +121,12 @@ _LATE_DELETE = Statement(
         schema.late_deletes.c.ifname == bindparam("ifname"),
     )
 )
-_CALLS = Statement(
-    select(schema.api_calls.c.operation, schema.api_calls.c.at, schema.api_calls.c.code)
-    .where(schema.api_calls.c.at >= bindparam("since"))
-    .order_by(schema.api_calls.c.at)
-)
 _TAKEOVER = Statement(
     select(schema.takeovers.c.id).where(schema.takeovers.c.handed_back_at.is_(None))
 )
-_LAST_SENT = Statement(select(func.max(_intents.c.sent_at)))
 _ANY_LEASE = Statement(select(func.max(_leases.c.id)).where(_leases.c.claimed_at.is_not(None)))
 _HOST_MACS = Statement(select(_leases.c.host_mac).distinct())
 _BOOT = Statement(select(schema.boots.c.boot_id).order_by(schema.boots.c.last_start_at.desc()))
-_QUARANTINED = Statement(
-    select(*rows.ADDRESS, _leases.c.id.is_not(None))
-    .select_from(_addresses.outerjoin(_leases, _HOLDS))
-    .where(
-        _LIVE,
-        or_(
-            _addresses.c.state == schema.word("quarantine"),
-            # Missed by EC2's picture and nobody's: with a pod on it, it stays as it is (decision 2).
-            _addresses.c.absent_since.is_not(None)
-            & (_addresses.c.state == schema.word("assigned"))
-            & _addresses.c.prefix.is_(None)
-            & _leases.c.id.is_(None),
-        ),
-    )
-)
-_MISSED = Statement(
-    select(_addresses.c.address).where(_LIVE, _addresses.c.absent_since == bindparam("at"))
-)
-_LONG_HELD = Statement(
-    select(_addresses.c.address, _addresses.c.prefix, _addresses.c.eni_id)
-    .select_from(_addresses.join(schema.enis, schema.enis.c.eni_id == _addresses.c.eni_id))
-    .where(
-        _addresses.c.state == schema.word("assigned"),
-        _addresses.c.assigned_at <= bindparam("since"),
-        schema.enis.c.state == schema.word("usable"),
-        schema.enis.c.managed == _ONE,
-        schema.enis.c.changed_at <= bindparam("since"),
-    )
-)
-_MISSED_ENI = Statement(
-    select(_enis.c.eni_id).where(_enis.c.gone_at.is_(None), _enis.c.absent_since == bindparam("at"))
-)
-# Not under a lease (decision 2), and not while a call that names it has no outcome yet.
-_LOST_ENIS = Statement(
-    select(_enis.c.eni_id).where(
-        _enis.c.gone_at.is_(None),
-        _enis.c.is_primary == _ZERO,
-        _enis.c.absent_since <= bindparam("since"),
-        ~select(_ONE).where(_leases.c.eni_id == _enis.c.eni_id, _OPEN).exists(),
-        ~select(_ONE)
-        .where(_intents.c.subject == _enis.c.eni_id, _intents.c.state.in_(_OPEN_STATES))
-        .exists(),
-    )
-)
 _DEMAND = Statement(
     select(_leases.c.created_at, _leases.c.ended_at)
     .where(_leases.c.created_at >= bindparam("since"))
@@ -227,7 +140,7 @@ _FINDINGS = Statement(
 _EXCLUDED = Statement(select(schema.excluded_subnets.c.subnet_id))
 _usable = (
     (_enis.c.state == schema.word("usable"))
-    & (_enis.c.managed == _ONE)
+    & (_enis.c.managed == ONE)
     & _enis.c.subnet_id.not_in(select(schema.excluded_subnets.c.subnet_id))
 )
 _rested = _addresses.c.cooling_until <= bindparam("now")
@@ -240,10 +153,10 @@ _free = (
 
 
 def _sum(condition: ColumnElement[bool]) -> ColumnElement[int]:
-    return func.coalesce(func.sum(case((condition, _ONE), else_=_ZERO)), _ZERO)
+    return func.coalesce(func.sum(case((condition, ONE), else_=ZERO)), ZERO)
 
 
-_WITH_ALL = _addresses.join(_enis, _enis.c.eni_id == _addresses.c.eni_id).outerjoin(_leases, _HOLDS)
+_WITH_ALL = _addresses.join(_enis, _enis.c.eni_id == _addresses.c.eni_id).outerjoin(_leases, HOLDS)
 _COUNTS = Statement(
     select(
         func.count(),
@@ -253,12 +166,10 @@ _COUNTS = Statement(
         _sum(_addresses.c.state == schema.word("quarantine")),
     )
     .select_from(_WITH_ALL)
-    .where(_LIVE)
+    .where(LIVE)
 )
 _NEXT_COOLED = Statement(
-    select(func.min(_addresses.c.cooling_until))
-    .select_from(_WITH_ALL)
-    .where(_LIVE, _free, ~_rested)
+    select(func.min(_addresses.c.cooling_until)).select_from(_WITH_ALL).where(LIVE, _free, ~_rested)
 )
 
 
@@ -377,11 +288,6 @@ def next_cooled_at(tx: Read, now: int) -> int | None:
     return None if row is None else row[0]
 
 
-def unknown_intents(tx: Read) -> tuple[model.Intent, ...]:
-    """Calls of which the outcome is not known: the reply was lost, or the daemon died before it."""
-    return tuple(map(rows.intent, tx.all(_UNKNOWN)))
-
-
 def host_macs(tx: Read) -> set[str]:
     """The MAC address of every link that a lease, open or ended, ever had (and that is not forgotten)."""
     return {mac for (mac,) in tx.all(_HOST_MACS)}
@@ -404,31 +310,6 @@ def took_over(tx: Read) -> bool:
     return tx.one(_TAKEOVER) is not None
 
 
-def quarantined(tx: Read) -> tuple[model.Address, ...]:
-    """Doubtful addresses, each with whether a lease holds it."""
-    return tuple(map(rows.address, tx.all(_QUARANTINED)))
-
-
-def missed_at(tx: Read, at: int) -> bool:
-    """Was it the picture of this moment (ms) that first missed an interface, or an address, whoever holds it?"""
-    return tx.one(_MISSED, at=at) is not None or tx.one(_MISSED_ENI, at=at) is not None
-
-
-def lost_enis(tx: Read, since: int) -> list[str]:
-    """Interfaces that EC2's pictures have missed since then (ms), with no pod on them and no call under way."""
-    return [str(eni_id) for (eni_id,) in tx.all(_LOST_ENIS, since=since)]
-
-
-def not_shown(tx: Read, seen: model.ObservedCloud, since: int) -> frozenset[str]:
-    """Addresses of usable interfaces that have been ours since before `since` (ms) and that this leaves out."""
-    shown = {each.eni.eni_id: {*each.addresses, *each.prefixes} for each in seen.enis}
-    return frozenset(
-        address
-        for address, prefix, eni_id in tx.all(_LONG_HELD, since=since)
-        if (prefix or address) not in shown.get(eni_id, ())
-    )
-
-
 def demand(tx: Read, since: int) -> tuple[tuple[int, int | None], ...]:
     """When pods asked for an address at `since` (ms) or later, and when each was gone; None if it is there.
 
@@ -440,35 +321,6 @@ def demand(tx: Read, since: int) -> tuple[tuple[int, int | None], ...]:
 def open_findings(tx: Read) -> set[tuple[str, str]]:
     """Code and subject of what is wrong or doubtful now."""
     return {(code, subject) for code, subject in tx.all(_FINDINGS)}
-
-
-def calls_since(tx: Read, since: int) -> list[tuple[str, int, str]]:
-    """EC2 calls that ended at `since` (ms) or later: action, when, error code ('' for success)."""
-    return [(operation, at, code) for operation, at, code in tx.all(_CALLS, since=since)]
-
-
-def last_sent_at(tx: Read) -> int | None:
-    """When (ms) EC2 was last asked to change something; None if never."""
-    row = tx.one(_LAST_SENT)
-    return None if row is None else row[0]
-
-
-def next_retry_at(tx: Read, now: int) -> int | None:
-    """When the next refused call may be made again (ms); None if none backs off."""
-    row = tx.one(_NEXT_RETRY, now=now)
-    return None if row is None else row[0]
-
-
-def last_pause(tx: Read, operation: str, subject: str, since: int) -> tuple[int, int]:
-    """How long (ms) this call's last pause is and until when (ms) it lasts, for refusals at `since` or later.
-
-    Calls refused within a pause share it. 0 and 0 if there was none, or if it has been done since.
-    """
-    began, until = 0, 0
-    for created_at, retry_at in tx.all(_REFUSED, operation=operation, subject=subject, since=since):
-        began = created_at if created_at >= until else began
-        until = max(until, retry_at)
-    return until - began, until
 
 
 def late_delete(tx: Read, container_id: str, ifname: str) -> int | None:
