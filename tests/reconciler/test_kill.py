@@ -15,6 +15,7 @@ import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, Literal, Self
 from urllib.parse import parse_qs
 
@@ -107,9 +108,18 @@ def killed_at(lab: Lab, action: str, moment: Moment, settings: dict[str, str]) -
         if moment == "reply, no commit":
             assert node.daemon is not None
             os.kill(node.daemon.pid, signal.SIGSTOP)
+            # One that is woken by the reply before it is by the signal reads it first.
+            live.until(lambda: stopped(node), "every thread of the daemon's stopped")
             gate.open()
             live.until(lambda: unread(node), "the reply in the daemon's socket")
         node.kill_daemon()
+
+
+def stopped(node: Node) -> bool:
+    """Has each thread of the daemon's come to its stop (proc(5), the state in /proc/pid/task/tid/stat)?"""
+    assert node.daemon is not None
+    tasks = Path(f"/proc/{node.daemon.pid}/task").iterdir()
+    return all((t / "stat").read_text().rpartition(")")[2].split()[0] == "T" for t in tasks)
 
 
 def unread(node: Node) -> bool:

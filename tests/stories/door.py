@@ -97,19 +97,34 @@ class Metadata(metadata.Imds):
         self.hides: set[str] = set()
         self.invents: list[Item] = []
         self.down = False
-        self._seen: tuple[object, dict[str, Any]] = (None, {})
-        """The tree of one moment: it is asked for by dozens of paths."""
+        self._moment: object = None
+        self._shown: object = None
+        self._kept: dict[str, Reply] = {}
 
     def answer(self, instance_id: str, method: str, path: str, headers: Mapping[str, str]) -> Reply:
         """As the service does, or 500."""
-        return Reply(500, b"") if self.down else super().answer(instance_id, method, path, headers)
+        if self.down:
+            return Reply(500, b"")
+        kept = self._replies(instance_id) if method == "GET" else {}
+        if path not in kept:
+            reply = super().answer(instance_id, method, path, headers)
+            if reply.status not in (200, 404):
+                return reply
+            kept[path] = reply
+        return kept[path]
 
-    def _metadata(self, instance: Item) -> dict[str, Any]:
+    def _replies(self, instance_id: str) -> dict[str, Reply]:
+        """What was answered since the interfaces last changed: most looks find nothing new."""
         names = frozenset(self.hides), tuple(eni["NetworkInterfaceId"] for eni in self.invents)
-        moment = (self._cloud.clock.now(), self._cloud.imds_lag, instance["InstanceId"], *names)
-        if self._seen[0] != moment:
-            self._seen = (moment, super()._metadata(instance))
-        return self._seen[1]
+        moment = (self._cloud.clock.now(), self._cloud.imds_lag, instance_id, *names)
+        if self._moment != moment:
+            with self._cloud.lock:
+                self._cloud.run_due()
+                shown = (instance_id, repr(self._interfaces({"InstanceId": instance_id})))
+            if self._shown != shown:
+                self._kept.clear()
+            self._moment, self._shown = moment, shown
+        return self._kept
 
     def _interfaces(self, instance: Item) -> list[Item]:
         shown = []
