@@ -14,6 +14,7 @@ nothing. What order they are taken in is of no importance.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -134,14 +135,16 @@ def set_aside_in(folder: Path) -> list[Path]:
 def forget_unfinished(folder: Path, before: int) -> int:
     """Remove files in tmp/ begun before `before` (Unix ms) and never finished; returns how many.
 
-    Their launcher died before it could report success, so the runtime asks again.
+    Their launcher died before it could report success, so the runtime asks again. What may not be
+    removed stays: the folder is a launcher's until the next start gives it to the daemon's user.
     """
-    names = [
-        path for path in (folder / "tmp").glob("*.del") if _order(path)[0] < before * 1_000_000
-    ]
-    for path in names:
-        path.unlink(missing_ok=True)
-    return len(names)
+    removed = 0
+    for path in (folder / "tmp").glob("*.del"):
+        if _order(path)[0] < before * 1_000_000:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+    return removed
 
 
 def _order(path: Path) -> tuple[int, int, int, str]:

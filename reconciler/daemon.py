@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 5.0
 """How long calls and lanes may take to end after SIGTERM; intents make a harder end harmless."""
 TIDY_INTERVAL_S = 60
+UNFINISHED_MS = 600_000
+"""A spooled deletion is written in a moment: what is unfinished after so long was its launcher's death."""
 FIRST_SWEEP_S = 300
 """Leaked interfaces are first looked for within this time after a start."""
 SWITCH_S = 0.0001
@@ -299,6 +301,8 @@ class Daemon:
         self.server.run(self.verbs.forget_waiting)
         recovery.tell_of_damage(self.ledger, clock)
         recovery.tell_of_spools(self.ledger, self.spools, clock)
+        for folder in self.spools:
+            spool.forget_unfinished(folder, clock() - UNFINISHED_MS)
         with self.ledger.write() as tx:
             writes.prune(tx, clock())
         self.ledger.checkpoint()

@@ -208,6 +208,22 @@ def test_deletions_while_it_is_away_are_taken_in(lab: Lab) -> None:
     assert not [pod for pod in pods[:3] if pod.address in rules]
 
 
+def test_what_a_dead_launcher_left_half_written_is_removed(lab: Lab) -> None:
+    node = lab.nodes[0]
+    unfinished = node.state / "spool" / "tmp"
+    unfinished.mkdir(parents=True, exist_ok=True)
+    node.start_daemon()
+    old, new = unfinished / "1000-1-0.del", unfinished / f"{time.time_ns()}-1-0.del"
+    old.write_bytes(b"CNI")
+    new.write_bytes(b"CNI")
+
+    assert node.daemon
+    os.kill(node.daemon.pid, signal.SIGUSR1)
+
+    until(lambda: not old.exists(), "the old one removed")
+    assert new.exists()
+
+
 def test_with_everything_dead_pods_are_served_from_stock(lab: Lab) -> None:
     """Decision 8: EC2 and metadata are gone; the ledger has addresses; the door is open in a second."""
     lab.start()
