@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ledger import database, model, reads, writes
 from reconciler import errors, record, strangers
@@ -172,7 +172,10 @@ class Loop:
             return
         with self.ledger.write(durable=True) as tx:
             for eni in fresh:
-                things = wiring.eni(eni, links[eni.eni_id].name, self.settings)
+                name = links[eni.eni_id].name
+                for gone in _before_on(name, desired, links):
+                    writes.forget_owner_installed(tx, "eni", gone, now)
+                things = wiring.eni(eni, name, self.settings)
                 writes.plan_installed(tx, "eni", eni.eni_id, things, now)
                 writes.mark_owner_installed(tx, "eni", eni.eni_id, now)
                 writes.eni_state(tx, eni.eni_id, "usable", now)
@@ -312,3 +315,16 @@ def retired(lease_id: int, outcomes: Sequence[actions.Outcome]) -> model.Link | 
         if isinstance(outcome.action, actions.Retire) and outcome.result:
             return wiring.retired(outcome.action.thing, lease_id)
     return None
+
+
+def _before_on(
+    name: str, desired: model.Desired, links: Mapping[str, model.Link]
+) -> frozenset[str]:
+    """Interfaces whose link is gone and whose objects were on a link of this name, which is another's now."""
+    return frozenset(
+        row.owner
+        for row in desired.installed
+        if row.owner_kind == "eni"
+        and row.owner not in links
+        and name in (getattr(row.thing, "link", None), getattr(row.thing, "name", None))
+    )

@@ -100,6 +100,8 @@ def _says_nothing(outcome: actions.Outcome) -> bool:
     """Was the call turned away before EC2 looked at what it was about?"""
     reason = errors.from_ec2(outcome.error, outcome.text).reason
     # Trouble is what a question before the call met: a mutation that meets it itself is `unknown`.
+    if outcome.error == "InvalidSubnetID.NotFound":  # its block was asked for, of too old a picture
+        return True
     return reason in {"throttled", "ec2_denied", "ec2_down"} or errors.is_trouble(outcome.error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -269,3 +270,20 @@ def test_a_late_answer_takes_no_address_out_of_a_prefix_that_came_since() -> Non
             writes.given_back(tx, "eni-of-before", 1, cidrs=[block])
         assert len(node.machine.desired().addresses) == 16
         node.settle()
+
+
+def test_an_interface_on_the_link_of_one_that_is_on_its_way_out_stops_no_start() -> None:
+    """Seed 60011: its objects were still the other's in the ledger, and the daemon could not start."""
+    with told(instance_type="t3.nano", settings=knobs.Settings(warm_eni_target=0)) as node:
+        node.runtime.want(2)
+        node.settle()
+        desired = node.machine.desired()
+        old = next(eni for eni in desired.enis if not eni.primary)
+        node.machine.kernel.unplug(old.mac)
+        other = dataclasses.replace(old, eni_id="eni-0other", mac="02:00:00:00:00:99")
+        with node.machine.ledger.write(durable=True) as tx:
+            writes.eni_created(tx, dataclasses.replace(other, state="attached"), (), 1)
+        node.machine.kernel.plug(other.device, other.mac)
+        node.machine.loop.tick()
+        there = {eni.eni_id: eni.state for eni in node.machine.desired().enis}
+        assert there["eni-0other"] == "usable"
