@@ -145,6 +145,7 @@ def test_a_lost_reply_costs_time_and_nothing_else(lab: Lab, action: str) -> None
 
     settled = "SELECT count(*) AS n FROM v_intents WHERE state IN ('sent', 'unknown')"
     until(lambda: rows(node, settled)[0]["n"] == 0, "every intent settled")
+    live.settle(node)  # warm interfaces are attached one after the other
     known = rows(node, "SELECT eni_id, held FROM v_enis WHERE gone_at IS NULL")
     with lab.cloud.lock:
         enis = [eni for eni in lab.cloud.scan("interface") if eni["Status"] == "in-use"]
