@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,24 @@ def test_a_daemon_finds_them_within_a_minute(lab: Lab) -> None:
     assert len(rows(node, "SELECT 1 FROM v_pods")) == 3
     assert all(pod.ping(node.address) for pod in pods[3:])
     live.settle(node)
+
+
+@pytest.mark.slow
+def test_a_runtime_that_hangs_costs_no_live_pod_its_address(lab: Lab) -> None:
+    """Its socket takes the daemon's call and never answers; a pod that went is found all the same."""
+    node, kubelet = lab.nodes[0], lab.kubelets[0]
+    with socket.socket(socket.AF_UNIX) as hanging:
+        node.run.mkdir(parents=True, exist_ok=True)
+        hanging.bind(str(node.run / "hangs.sock"))
+        hanging.listen()
+        node.start_daemon(
+            VPCLEDGER_CRI_SOCKET=str(node.run / "hangs.sock"), VPCLEDGER_SANDBOX_INTERVAL="1"
+        )
+        lives, goes = kubelet.start_all(["lives", "goes"])
+        until(lambda: "runtime_silent" in live.findings(node), "the runtime's silence")
+        goes.netns.close()
+
+        until(lambda: rows(node, "SELECT 1 FROM v_leases WHERE reason = 'swept'"), "a swept lease")
+
+        assert [row["pod_name"] for row in rows(node, "SELECT pod_name FROM v_pods")] == ["lives"]
+        assert lives.ping(node.address)
