@@ -30,6 +30,8 @@ FRESH_MS: Final = 900_000
 """A report older than this tells of another time."""
 LOOK_NOW: Final = signal.SIGUSR1
 """What tells a daemon to look at kernel, sandboxes, EC2 and spool now."""
+AGAIN_S: Final = 2.0
+"""How long after a look that still finds something the next one is."""
 _UCRED = struct.Struct("3i")
 
 
@@ -148,9 +150,6 @@ def await_end(
         if not left or time.monotonic() > deadline:
             return tuple(sorted(left))
         time.sleep(AGAIN_S)  # what the daemon does here gives no sign that could be waited for
-
-
-AGAIN_S: Final = 2.0
 
 
 def written(made: Report) -> dict[str, Any]:

@@ -55,6 +55,9 @@ FIRST_SWEEP_S = 300
 """Leaked interfaces are first looked for within this time after a start."""
 SWITCH_S = 0.0001
 """How long another thread may keep the interpreter from the door: the usual 5 ms are three additions."""
+REPAIR_MS = 500
+"""What somebody undid in the kernel is looked for within this, however many pods come and go: it is to be
+back within a second."""
 CHECKPOINT_MS = 1_000
 """How long the VPC CNI's checkpoint may be behind the leases: it is written whole."""
 
@@ -142,9 +145,9 @@ class Daemon:
         self.loop.beside = self.host_loop.tick
         self.loop.records = inheritance.allocations
         self.loop.left_to_launcher = lambda: self.host_loop.left_to_launcher
-        self.nat_lane = self._lane("nat", self._tick_nat)
+        self.nat_lane = self._lane("nat", self._tick_nat, REPAIR_MS)
         self.cloud_lane = self._lane("cloud", self._tick_cloud)
-        self.kernel_lane = self._lane("kernel", self._tick_kernel)
+        self.kernel_lane = self._lane("kernel", self._tick_kernel, REPAIR_MS)
         self.tidy_lane = self._lane("tidy", self._tick_tidy)
         self.wait_lane = self._lane("waits", self._tick_waits)
         self.checkpoint_lane = self._lane("checkpoint", self._tick_checkpoint)
@@ -266,7 +269,9 @@ class Daemon:
             self.sandbox_lane,
         )
 
-    def _lane(self, name: str, tick: lanes.Tick) -> lanes.Lane:
+    def _lane(
+        self, name: str, tick: lanes.Tick, pace_most_ms: int = lanes.PACE_MOST_MS
+    ) -> lanes.Lane:
         def failed(text: str) -> None:
             with self.ledger.write() as tx:
                 writes.open_finding(tx, "lane_failed", name, text, clock())
@@ -275,7 +280,7 @@ class Daemon:
             with self.ledger.write() as tx:
                 writes.close_finding(tx, "lane_failed", name, clock())
 
-        return lanes.Lane(name, tick, failed, worked, clock)
+        return lanes.Lane(name, tick, failed, worked, clock, pace_most_ms)
 
     # ------------------------------------------------------------------ ticks
 

@@ -22,6 +22,7 @@ PACE = 50
 """A tick for news comes this many times its own processor time after the last one, for what a lane
 computes it takes from the door (one interpreter lock): 2 % at most."""
 PACE_MOST_MS = 3_000
+"""And no longer than this, however busy the door."""
 
 
 Tick = Callable[[], int | None]
@@ -38,10 +39,15 @@ class Lane:
         failed: Callable[[str], None],
         worked: Callable[[], None],
         clock: Callable[[], int],
+        pace_most_ms: int = PACE_MOST_MS,
     ) -> None:
-        """`failed` is told the error of a tick that raised, `worked` that the one after did not."""
+        """`failed` is told the error of a tick that raised, `worked` that the one after did not.
+
+        News wait no longer than `pace_most_ms`, besides the tick that is at work.
+        """
         self._tick, self._clock = tick, clock
         self._failed, self._worked = failed, worked
+        self._pace_most_s = pace_most_ms / 1000
         self._condition = threading.Condition()
         self._rung = False
         self._due: float | None = None
@@ -84,14 +90,14 @@ class Lane:
             if self._news is None:
                 now = time.monotonic()
                 self._news = max(now + SETTLE_MS / 1000, self._rest_until)
-                self._news_at_last = max(self._news, now + PACE_MOST_MS / 1000)
+                self._news_at_last = max(self._news, now + self._pace_most_s)
                 self._condition.notify_all()
             return self._ticks
 
     def put_off(self) -> None:
         """There will be more news: a tick for their sake, and no other, waits until these settle as well.
 
-        Those who were first wait no longer for that than PACE_MOST_MS.
+        Those who were first wait no longer for that than the lane's longest pace.
         """
         with self._condition:
             if self._news is not None:
@@ -129,7 +135,7 @@ class Lane:
                 again = self._clock() + self._pause
                 self._pause = min(self._pause * 2, BACKOFF_MS[1])
             used = (time.thread_time_ns() - began) / 1e9
-            self._rest_until = time.monotonic() + min(PACE * used, PACE_MOST_MS / 1000)
+            self._rest_until = time.monotonic() + min(PACE * used, self._pace_most_s)
             if again is not None:
                 self.ring_at(again)
 

@@ -326,6 +326,7 @@ class Verbs:
         """
         now = self.clock()
         known: dict[int, list[jobs.Job]] = {}
+        here: list[jobs.Job] = []
         perhaps: list[tuple[jobs.Job, model.Lease]] = []
         with self.ledger.write() as tx:
             for job in batch:
@@ -336,9 +337,11 @@ class Verbs:
                     known.setdefault(job.lease.id, []).append(job)
                 elif look and (made_up := nameless.lease_of(tx, self._host_ifname(asked))):
                     perhaps.append((job, made_up))
+                    continue
                 else:
                     writes.note_late_delete(tx, asked.container_id, asked.ifname, now)
                     jobs.record(tx, job, now, reason="unknown_container")
+                here.append(job)
         ended = bool(known)
         if perhaps:
             nameless.name(self.ledger, self.loop, perhaps, now)
@@ -350,10 +353,7 @@ class Verbs:
                 [(lease, _why_deleted(lease)) for lease in leases if lease is not None],
                 lambda tx, lease: self._record_deletions(tx, known[lease.id], lease),
             )
-        answered = {id(job) for job, _ in perhaps}
-        for job in batch:
-            if id(job) in answered:
-                continue
+        for job in here:
             if job.lease is not None and job.lease.id in refused:
                 self._refuse(job, errors.TryLater("kernel_error", refused[job.lease.id]))
             else:

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from ledger import model
 from reconciler.planner import actions
-from reconciler.providers import ec2, imds
-from tests.providers import ec2_lab
+from reconciler.providers import ec2
 from tests.providers.ec2_lab import Ec2Lab
-
-
-@pytest.fixture
-def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2Lab]:
-    ec2_lab.without_credentials(monkeypatch)
-    with ec2_lab.opened() as opened:
-        yield opened
-
-
-@pytest.fixture
-def node(lab: Ec2Lab) -> model.Node:
-    seen = imds.Imds(lab.settings()).observe()
-    assert not isinstance(seen, model.Unknown)
-    return seen[0]
 
 
 @pytest.fixture

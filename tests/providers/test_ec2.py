@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,20 +15,6 @@ from tests.providers import ec2_lab
 from tests.providers.ec2_lab import Ec2Lab
 
 TAG = "node.k8s.amazonaws.com/instance_id"
-
-
-@pytest.fixture
-def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2Lab]:
-    ec2_lab.without_credentials(monkeypatch)
-    with ec2_lab.opened() as opened:
-        yield opened
-
-
-@pytest.fixture
-def node(lab: Ec2Lab) -> model.Node:
-    seen = imds.Imds(lab.settings()).observe()
-    assert not isinstance(seen, model.Unknown)
-    return seen[0]
 
 
 @pytest.fixture

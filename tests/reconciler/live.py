@@ -6,9 +6,11 @@ What a test expects of them does not belong here.
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,24 @@ def interface_of(lab: Lab, pod: Sandbox) -> int:
         if pod.address in {each["PrivateIpAddress"] for each in eni["PrivateIpAddresses"]}:
             return int(eni["Attachment"]["DeviceIndex"])
     raise AssertionError(f"EC2 has not assigned {pod.address} to this node")
+
+
+@contextmanager
+def table_owned(node: Node) -> Iterator[None]:
+    """Another process owns the table of our name, so that the kernel lets nobody else replace it."""
+    owner = node.netns.run(
+        subprocess.Popen, ["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    table = "table ip vpcledger"
+    owner.stdin.write(f"add {table}; delete {table}; add {table} {{ flags owner; }}\nlist tables\n")
+    owner.stdin.flush()
+    while table not in owner.stdout.readline():
+        pass
+    try:
+        yield
+    finally:
+        owner.stdin.close()
+        owner.stdout.close()
+        owner.wait()  # the kernel removes what the dead one owned

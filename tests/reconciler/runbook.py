@@ -286,20 +286,8 @@ def lane_failed(town: Town) -> Iterator[str]:
 
 
 def nat_failed(town: Town) -> Iterator[str]:
-    owner = town.node.netns.run(
-        subprocess.Popen, ["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert owner.stdin is not None
-    assert owner.stdout is not None
-    table = "table ip vpcledger"
-    owner.stdin.write(f"add {table}; delete {table}; add {table} {{ flags owner; }}\nlist tables\n")
-    owner.stdin.flush()
-    while table not in owner.stdout.readline():
-        pass
-    yield ""
-    owner.stdin.close()
-    owner.stdout.close()
-    owner.wait()  # the kernel removes what the dead one owned
+    with live.table_owned(town.node):
+        yield ""
 
 
 def sysctl_unwritable(town: Town) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +65,7 @@ class Town:
         with ExitStack() as broken:
             broken.enter_context(self._endpoints(dead))
             if "nftables" in dead:
-                broken.enter_context(owned(self.node))
+                broken.enter_context(live.table_owned(self.node))
             self._refuse(broken, dead)
             since, began = time.time_ns() // 1_000_000, time.monotonic()
             self.node.start_daemon(WARM_IP_TARGET=str(self.warm))
@@ -136,27 +135,6 @@ def implied(dead: frozenset[str]) -> set[str]:
     """Those that may come besides: what hides may show, and the role's credentials are metadata's to give."""
     besides = {"ec2_down"} if "IMDS" in dead else set()
     return besides | {NAMES[name] for name in dead} | {"ec2_denied"}
-
-
-@contextmanager
-def owned(node: Node) -> Iterator[None]:
-    """Another process owns the table of our name, so that the kernel lets nobody else replace it."""
-    owner = node.netns.run(
-        subprocess.Popen, ["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert owner.stdin is not None
-    assert owner.stdout is not None
-    table = "table ip vpcledger"
-    owner.stdin.write(f"add {table}; delete {table}; add {table} {{ flags owner; }}\nlist tables\n")
-    owner.stdin.flush()
-    while table not in owner.stdout.readline():
-        pass
-    try:
-        yield
-    finally:
-        owner.stdin.close()
-        owner.stdout.close()
-        owner.wait()
 
 
 def test_every_combination_leaves_the_door_open_and_is_named() -> None:

@@ -163,6 +163,23 @@ class Scene:
         with self.cloud.lock:
             return self.cloud.call(action, params, "operator")
 
+    def attached(self, device: int, card: int = 0, **wish: Any) -> str:
+        """An interface that somebody else makes and attaches, by default like the node's own: its id."""
+        primary = self.cloud.interfaces_of(self.ec2.node)[0]
+        like = {
+            "SubnetId": primary["SubnetId"],
+            "Groups": [group["GroupId"] for group in primary["Groups"]],
+        }
+        made = self.operator("CreateNetworkInterface", **like | wish)["NetworkInterface"]
+        self.operator(
+            "AttachNetworkInterface",
+            NetworkInterfaceId=made["NetworkInterfaceId"],
+            InstanceId=self.ec2.node,
+            DeviceIndex=device,
+            NetworkCardIndex=card,
+        )
+        return str(made["NetworkInterfaceId"])
+
     def calls(self, *actions: str) -> list[str]:
         """The node's calls so far, in order, only those named if any are."""
         rows = self.ec2.journal.rows(who=self.ec2.node)

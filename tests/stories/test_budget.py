@@ -148,6 +148,21 @@ def each_works(first: scene.Scene, nodes: list[OneOfMany], seconds: float) -> No
         first.time.sleep(0.1)
 
 
+def all_crash(first: scene.Scene, nodes: list[OneOfMany], pods: int) -> float:
+    """Each comes to rest with so many pods, and then all daemons die at one moment: which."""
+    for node in nodes:
+        node.speak()
+        node.machine.start()
+    each_works(first, nodes, 30)
+    for node in nodes:
+        node.runtime.want(pods)
+    each_works(first, nodes, 60)
+    for node in nodes:
+        node.machine.crash()
+        node.runtime.daemon_died()
+    return first.cloud.clock.now()
+
+
 @pytest.mark.slow
 def test_forty_nodes_that_restart_together_are_hardly_throttled_and_serve_pods_first() -> None:
     """On each, pods wait for more than its interfaces have, at the same instant.
@@ -156,17 +171,7 @@ def test_forty_nodes_that_restart_together_are_hardly_throttled_and_serve_pods_f
     asked first, and they have it within a second.
     """
     with fleet(40, settings=knobs.Settings(warm_ip_target=2)) as (first, nodes):
-        for node in nodes:
-            node.speak()
-            node.machine.start()
-        each_works(first, nodes, 30)
-        for node in nodes:
-            node.runtime.want(4)
-        each_works(first, nodes, 60)
-        for node in nodes:
-            node.machine.crash()
-            node.runtime.daemon_died()
-        began = first.cloud.clock.now()
+        began = all_crash(first, nodes, pods=4)
 
         for node in nodes:
             node.speak()
@@ -202,17 +207,7 @@ def test_of_forty_nodes_those_with_waiting_pods_come_before_the_others_warm_pool
     throttled: what no pod waits for takes little of EC2's bucket at once.
     """
     with fleet(40, settings=knobs.Settings(warm_ip_target=2)) as (first, nodes):
-        for node in nodes:
-            node.speak()
-            node.machine.start()
-        each_works(first, nodes, 30)
-        for node in nodes:
-            node.runtime.want(6)
-        each_works(first, nodes, 60)
-        for node in nodes:
-            node.machine.crash()
-            node.runtime.daemon_died()
-        began = first.cloud.clock.now()
+        began = all_crash(first, nodes, pods=6)
 
         others, needy = nodes[waiting:], nodes[:waiting]
         for node in others:

@@ -85,19 +85,8 @@ def test_groups_that_could_not_be_set_are_set_later() -> None:
 def test_a_device_index_that_somebody_was_quicker_to_take_costs_one_more_try() -> None:
     """Another controller attaches its trunk; the VPC CNI deletes its own interface and begins anew (W39)."""
     with told(instance_type="t3.small", settings=FEW) as node:
-        primary = interfaces(node)[0]
         node.cloud.api_lag = node.cloud.imds_lag = 60
-        theirs = node.operator(
-            "CreateNetworkInterface",
-            SubnetId=primary["SubnetId"],
-            Groups=[group["GroupId"] for group in primary["Groups"]],
-        )["NetworkInterface"]["NetworkInterfaceId"]
-        node.operator(
-            "AttachNetworkInterface",
-            NetworkInterfaceId=theirs,
-            InstanceId=node.ec2.node,
-            DeviceIndex=1,
-        )
+        node.attached(1)
         node.runtime.want(5)
         node.pass_(40)
         node.runtime.reconcile()

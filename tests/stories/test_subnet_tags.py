@@ -29,22 +29,15 @@ def elsewhere(node: Scene, card: int = 0) -> tuple[str, str]:
         AvailabilityZone=primary["AvailabilityZone"],
     )["Subnet"]["SubnetId"]
     mine = {"Key": "node.k8s.amazonaws.com/instance_id", "Value": node.ec2.node}
-    made = node.operator(
-        "CreateNetworkInterface",
+    made = node.attached(
+        1,
+        card,
         SubnetId=subnet,
-        Groups=[group["GroupId"] for group in primary["Groups"]],
         SecondaryPrivateIpAddressCount=3,
         TagSpecifications=[{"ResourceType": "network-interface", "Tags": [mine]}],
-    )["NetworkInterface"]["NetworkInterfaceId"]
-    node.operator(
-        "AttachNetworkInterface",
-        NetworkInterfaceId=made,
-        InstanceId=node.ec2.node,
-        DeviceIndex=1,
-        NetworkCardIndex=card,
     )
     look(node)
-    return str(made), str(subnet)
+    return made, str(subnet)
 
 
 def with_pods_there(node: Scene, pods: int) -> tuple[str, str]:

@@ -19,22 +19,8 @@ TAG = "node.k8s.amazonaws.com/instance_id"
 
 def attach(node: Scene, device: int, card: int = 0, *, plain: bool = True, **more: Any) -> str:
     """Somebody attaches an interface, with one secondary address if it is a plain one: its id."""
-    primary = node.cloud.interfaces_of(node.ec2.node)[0]
-    asked = ({"SecondaryPrivateIpAddressCount": 1} if plain else {}) | more
-    made = node.operator(
-        "CreateNetworkInterface",
-        SubnetId=primary["SubnetId"],
-        Groups=[group["GroupId"] for group in primary["Groups"]],
-        **asked,
-    )["NetworkInterface"]["NetworkInterfaceId"]
-    node.operator(
-        "AttachNetworkInterface",
-        NetworkInterfaceId=made,
-        InstanceId=node.ec2.node,
-        DeviceIndex=device,
-        NetworkCardIndex=card,
-    )
-    return str(made)
+    asked = {"SecondaryPrivateIpAddressCount": 1} if plain else {}
+    return node.attached(device, card, **asked | more)
 
 
 def named(node: Scene, eni: str) -> list[str]:
